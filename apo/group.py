@@ -1,0 +1,235 @@
+"""One study as tokens: film and prompt once, N+1 responses behind it, and the two ways to lay them out for the decoder.
+
+A study is encoded as its *prefix* (everything ms-swift encodes up to the first trained token, film included) and its
+*responses* (token ids of the consensus, then of each negative). The layout decides how they become rows; log-probs,
+loss and trainer do not see the difference.
+"""
+
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+from swift.template.base import MaxLengthError, Template
+from swift.template.template_inputs import StdTemplateInputs, TemplateInputs
+
+MEDIA_TAGS = ("<image>", "<video>", "<audio>")
+# Whatever has one entry a token; all other keys of an encoded row belong to the film.
+SEQUENCE_KEYS = ("input_ids", "labels", "loss_scale", "mm_token_type_ids", "token_type_ids")
+
+
+def first_trained(labels: list[int]) -> int:
+    """Index of the first token that is trained on (label != -100)."""
+    return next(i for i, label in enumerate(labels) if label != -100)
+
+
+def encode_response(template: Template, prompt: StdTemplateInputs, message: dict[str, Any]) -> list[int]:
+    """Token ids of one assistant turn behind `prompt`, end-of-turn tokens included.
+
+    ms-swift tokenises the prompt and the response as separate contexts, so these ids are exactly the tail of the full
+    conversation; the film is left out because it cannot change them.
+    """
+    inputs = deepcopy(prompt)
+    inputs.messages = [*inputs.messages, dict(message)]
+    encoded = Template._encode(template, inputs)
+    return encoded["input_ids"][first_trained(encoded["labels"]) :]
+
+
+def text_only(inputs: StdTemplateInputs) -> StdTemplateInputs:
+    """A copy of the prompt turns of `inputs` without film and without the tags that stand for it."""
+    prompt = StdTemplateInputs.from_dict({"messages": deepcopy(inputs.messages[:-1]), "system": inputs.system})
+    prompt.tools = deepcopy(inputs.tools)
+    prompt.chat_template_kwargs = deepcopy(inputs.chat_template_kwargs)
+    for message in prompt.messages:
+        for tag in MEDIA_TAGS:
+            message["content"] = message["content"].replace(tag, "")
+    return prompt
+
+
+def negative_message(chosen: StdTemplateInputs, negative: StdTemplateInputs, place: int) -> dict[str, Any]:
+    """The assistant turn of a negative: given alone, or as a full conversation over the same prompt.
+
+    Raises:
+        ValueError: the negative does not end in an assistant turn, or its prompt is not the consensus's prompt.
+    """
+    if not negative.messages or negative.messages[-1]["role"] != "assistant":
+        raise ValueError(f"negative_messages[{place}] must end with an assistant turn")
+    prompt = [(m["role"], m["content"]) for m in negative.messages[:-1]]
+    if prompt and prompt != [(m["role"], m["content"]) for m in chosen.messages[:-1]]:
+        raise ValueError(
+            f"negative_messages[{place}] has another prompt than the consensus; give the assistant turn alone, "
+            "so that all responses share the study's film and prompt"
+        )
+    return negative.messages[-1]
+
+
+def encode_group(template: Template, inputs: TemplateInputs) -> dict[str, Any]:
+    """Encode a study: the stock encoding of its prefix, plus `responses`, a list of N+1 lists of token ids.
+
+    Raises:
+        ValueError: no negative, another prompt in a negative, weighted loss_scale.
+        MaxLengthError: prefix and longest response exceed max_length; a film's tokens are never cut.
+    """
+    chosen = inputs.chosen
+    if not inputs.negative:
+        raise ValueError("a study needs at least one negative: negative_messages is missing or empty")
+    messages = [negative_message(chosen, negative, i) for i, negative in enumerate(inputs.negative)]
+    prompt = text_only(chosen)
+    max_length, template.max_length = template.max_length, None
+    try:
+        encoded = template._encode_truncated(chosen)
+    finally:
+        template.max_length = max_length
+    if encoded.get("loss_scale") is not None:
+        raise ValueError("a weighted loss_scale has no meaning for log-probs of whole responses; use last_round")
+    start = first_trained(encoded["labels"])
+    responses = [encoded["input_ids"][start:], *(encode_response(template, prompt, message) for message in messages)]
+    longest = start + max(map(len, responses))
+    if max_length is not None and longest > max_length:
+        raise MaxLengthError(
+            f"film and prompt take {start} tokens and the longest response {longest - start}; together they exceed "
+            f"max_length {max_length}. Raise --max_length, lower --max_pixels, or drop the study"
+        )
+    group = {key: value for key, value in encoded.items() if key not in SEQUENCE_KEYS}
+    for key in SEQUENCE_KEYS:
+        if encoded.get(key) is not None and key not in ("labels", "loss_scale"):
+            group[key] = encoded[key][..., :start] if isinstance(encoded[key], torch.Tensor) else encoded[key][:start]
+    group["responses"] = responses
+    group["length"] = longest
+    return group
+
+
+class Batch(NamedTuple):
+    """A micro-batch of G studies with S responses and K response tokens, apart from what the model itself takes.
+
+    `index`: [K] positions in the flattened [B * L] of the states that predict the response tokens; a response's first
+    token is predicted by the last prefix token. `targets`: [K] token ids. `response`: [K] number of the response,
+    0..S-1, study by study, consensus first. `group_sizes`: responses a study. `segments`: [B, L] for the shared layout:
+    -1 padding, 0 prefix, i+1 for response i of the study; None for plain rows.
+    """
+
+    index: torch.Tensor
+    targets: torch.Tensor
+    response: torch.Tensor
+    group_sizes: list[int]
+    segments: torch.Tensor | None
+
+
+# Where a Batch travels inside ms-swift's batch dictionaries, which move plain tensors between devices.
+BATCH_KEY = "apo_batch"
+
+
+def pack_batch(batch: Batch) -> dict[str, Any]:
+    fields = batch._asdict()
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def unpack_batch(inputs: dict[str, Any]) -> Batch:
+    """Take the Batch out of a collated dictionary; what remains are the model's own arguments."""
+    return Batch(**{"segments": None, **inputs.pop(BATCH_KEY)})
+
+
+def token_ratio(groups: list[dict[str, Any]]) -> float:
+    """Decoder tokens of plain rows divided by those of shared rows, padding included, for one micro-batch."""
+    prefixes = [len(group["input_ids"]) for group in groups]
+    lengths = [[len(response) for response in group["responses"]] for group in groups]
+    rows = sum(map(len, lengths)) * max(p + max(r) for p, r in zip(prefixes, lengths, strict=True))
+    shared = len(groups) * max(p + sum(r) for p, r in zip(prefixes, lengths, strict=True))
+    return rows / shared
+
+
+def _indices(starts: list[tuple[int, int]], groups: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Gather indices for responses whose (position predicting the first token, position of the first token) are given.
+
+    Only the first token of a response may be predicted from elsewhere; the others follow each other.
+    """
+    index, targets, response = [], [], []
+    flat = [ids for group in groups for ids in group["responses"]]
+    for number, ((before, first), ids) in enumerate(zip(starts, flat, strict=True)):
+        index += [before, *range(first, first + len(ids) - 1)]
+        targets += ids
+        response += [number] * len(ids)
+    return {"index": torch.tensor(index), "targets": torch.tensor(targets), "response": torch.tensor(response)}
+
+
+def _prefix_row(group: dict[str, Any], suffix: list[int] = ()) -> dict[str, Any]:
+    """A stock encoded row: the prefix, continued by `suffix`."""
+    row = {key: value for key, value in group.items() if key not in ("responses", "length", "lengths")}
+    row["input_ids"] = [*group["input_ids"], *suffix]
+    types = row.get("mm_token_type_ids")
+    if types is not None and suffix:
+        row["mm_token_type_ids"] = torch.cat([types, types.new_zeros((*types.shape[:-1], len(suffix)))], dim=-1)
+    return row
+
+
+def _drop_packing_keys(batch: dict[str, Any]) -> dict[str, Any]:
+    # Given for padding-free flash attention; with one row in the batch they would switch it on.
+    for key in ("text_position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "labels"):
+        batch.pop(key, None)
+    return batch
+
+
+def collate_rows(template: Template, groups: list[dict[str, Any]]) -> tuple[dict[str, Any], Batch]:
+    """Plain rows: each response in a row of its own behind a copy of film and prompt; B = S."""
+    rows = [_prefix_row(group, ids) for group in groups for ids in group["responses"]]
+    inputs = _drop_packing_keys(template._data_collator(rows))
+    width = inputs["input_ids"].shape[1]
+    prefixes = [len(group["input_ids"]) for group in groups for _ in group["responses"]]
+    starts = [(row * width + p - 1, row * width + p) for row, p in enumerate(prefixes)]
+    sizes = [len(group["responses"]) for group in groups]
+    return inputs, Batch(**_indices(starts, groups), group_sizes=sizes, segments=None)
+
+
+def collate_shared(template: Template, groups: list[dict[str, Any]]) -> tuple[dict[str, Any], Batch]:
+    """One row a study: film and prompt, then the responses one after the other; B = G.
+
+    Every response starts at rotary position max(prefix) + 1 on all three axes, as if it stood alone behind the film
+    (image tokens compress positions, so that is not the prefix length).
+    """
+    inputs = _drop_packing_keys(template._data_collator([_prefix_row(group) for group in groups]))
+    prefixes = [len(group["input_ids"]) for group in groups]
+    lengths = [p + sum(map(len, group["responses"])) for p, group in zip(prefixes, groups, strict=True)]
+    width = max(lengths)
+    input_ids = inputs["input_ids"].new_full((len(groups), width), template.tokenizer.pad_token_id)
+    position_ids = inputs["position_ids"].new_zeros((3, len(groups), width))
+    segments = torch.full((len(groups), width), -1)
+    starts = []
+    for row, (prefix, group) in enumerate(zip(prefixes, groups, strict=True)):
+        input_ids[row, :prefix] = inputs["input_ids"][row, :prefix]
+        position_ids[:, row, :prefix] = inputs["position_ids"][:, row, :prefix]
+        segments[row, :prefix] = 0
+        first_position = int(inputs["position_ids"][:, row, :prefix].max()) + 1
+        at = prefix
+        for number, ids in enumerate(group["responses"]):
+            end = at + len(ids)
+            input_ids[row, at:end] = torch.tensor(ids)
+            position_ids[:, row, at:end] = torch.arange(first_position, first_position + len(ids))
+            segments[row, at:end] = number + 1
+            starts.append((row * width + prefix - 1, row * width + at))
+            at = end
+    inputs["input_ids"], inputs["position_ids"] = input_ids, position_ids
+    inputs.pop("attention_mask", None)
+    types = inputs.get("mm_token_type_ids")
+    if types is not None:
+        inputs["mm_token_type_ids"] = torch.nn.functional.pad(types, (0, width - types.shape[1]))
+    sizes = [len(group["responses"]) for group in groups]
+    return inputs, Batch(**_indices(starts, groups), group_sizes=sizes, segments=segments)
+
+
+def shared_mask(segments: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """Attention mask [B, 1, L, L] of the shared layout: a token sees, up to itself, the prefix and its own response.
+
+    Args:
+        segments: [B, L] as in `Batch`.
+        dtype: None for a boolean mask (sdpa: True = may attend), else an additive mask of that dtype. Eager attention
+            ADDS its mask, so a boolean one would be silently wrong there.
+
+    Padding attends to itself alone: a row of nothing but -inf would make its softmax NaN.
+    """
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    keys, queries = segments[:, None, :], segments[:, :, None]
+    allowed = causal & ((keys == 0) | (keys == queries)) & (keys >= 0) & (queries >= 0)
+    allowed = allowed | torch.eye(length, dtype=torch.bool, device=segments.device)
+    if dtype is None:
+        return allowed[:, None]
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]

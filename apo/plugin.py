@@ -1,0 +1,22 @@
+"""ms-swift plugin of this project: `swift sft|rlhf|infer ... --external_plugins apo/plugin.py`.
+
+- templates: placeholder ids from the processor, and a study with `negative_messages` encoded as one group;
+- `swift rlhf --rlhf_type dpo --loss_type plackett_luce`: the APO objective (apo/loss.py). Every other loss type runs
+  stock ms-swift DPO.
+
+Kept thin: ms-swift loads this file under a private module name, and classes made here could not be pickled by spawned
+data-loader workers.
+"""
+
+import os
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if ROOT not in sys.path:  # `swift infer` from another folder reloads the plugin without our launchers
+    sys.path.append(ROOT)
+
+from apo.template import register_templates  # noqa: E402
+from apo.trainer import register_trainer  # noqa: E402
+
+register_templates()
+register_trainer()

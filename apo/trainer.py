@@ -1,0 +1,210 @@
+"""ms-swift's DPO trainer with the APO objective: N negatives a study in one Plackett-Luce loss.
+
+Encode (apo/group.py), forward and log-probs (apo/head.py), and loss (apo/loss.py) are separate; this file joins them
+to the trainer that ms-swift already has: arguments, reference model, accumulation, logging, saving and resuming are
+its own.
+"""
+
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from swift.rlhf_trainers import DPOTrainer
+from swift.trainers import TrainerFactory
+from swift.utils import get_logger
+from torch import nn
+
+from apo import group, options
+from apo.head import logps_head
+from apo.loss import group_metrics, plackett_luce
+from apo.vision import is_frozen, one_look, same_weights
+
+LOSS_TYPE = "plackett_luce"
+logger = get_logger()
+
+
+def check_arguments(args, template) -> None:
+    """Refuse what the objective cannot be combined with, before any step.
+
+    Raises:
+        ValueError: the setting, the reason and the flag to change.
+    """
+    loss_types = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
+    if loss_types != [LOSS_TYPE]:
+        raise ValueError(f"--loss_type {LOSS_TYPE} stands alone; a likelihood term on the consensus is --rpo_alpha")
+    if not args.beta or args.beta <= 0:
+        raise ValueError(f"--beta must be positive, got {args.beta}")
+    if not 0 <= args.label_smoothing < 0.5:
+        raise ValueError(f"--label_smoothing must be in [0, 0.5), got {args.label_smoothing}")
+    if args.rpo_alpha is not None and not args.rpo_alpha >= 0:
+        raise ValueError(f"--rpo_alpha must not be negative, got {args.rpo_alpha}")
+    for flag in ("reference_free", "use_weighting", "ld_alpha"):
+        if getattr(args, flag, None):
+            raise ValueError(f"--{flag} has no meaning for --loss_type {LOSS_TYPE}; leave it out")
+    if getattr(args, "use_liger_kernel", False):
+        raise ValueError("--use_liger_kernel replaces the head that the log-probs are read from; set it to false")
+    if template.padding_free or template.packing:
+        raise ValueError("--padding_free and --packing cut studies apart; set both to false")
+    if template.sequence_parallel_size > 1:
+        raise ValueError("--sequence_parallel_size must be 1: a study's responses share one prefix")
+    if template.padding_side != "right":
+        raise ValueError("--padding_side must be right: responses are found by their place behind the prefix")
+    if template.truncation_strategy not in ("raise", "delete"):
+        raise ValueError(
+            f"--truncation_strategy {template.truncation_strategy} would cut what all responses share; use delete"
+        )
+
+
+class ResponseLogps(NamedTuple):
+    """`tokens`: [K] nats. `sums`: [S] float64 log-prob of each response. `counts`: [S] its tokens."""
+
+    tokens: torch.Tensor
+    sums: torch.Tensor
+    counts: torch.Tensor
+
+
+def sum_responses(token_logps: torch.Tensor, batch: group.Batch) -> ResponseLogps:
+    """Sum token log-probs by response, in float64: their difference to the reference is small beside them."""
+    total = sum(batch.group_sizes)
+    sums = token_logps.new_zeros(total, dtype=torch.float64).index_add(0, batch.response, token_logps.double())
+    return ResponseLogps(token_logps, sums, torch.bincount(batch.response, minlength=total))
+
+
+class APOTrainer(DPOTrainer):
+    """`--loss_type plackett_luce` trains APO on groups; with any other loss type this is the stock DPO trainer."""
+
+    def __init__(self, model=None, ref_model=None, *_args, **kwargs):
+        args, template = kwargs["args"], kwargs["template"]
+        loss_types = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
+        self.groups = LOSS_TYPE in loss_types
+        if self.groups:
+            check_arguments(args, template)
+            self.options = options.resolve()
+        super().__init__(model, ref_model, *_args, **kwargs)
+        if self.groups:
+            self._settle_layout()
+            self._settle_vision()
+            if self.is_world_process_zero():
+                options.write_options(
+                    self.options,
+                    args.output_dir,
+                    loss_type=LOSS_TYPE,
+                    beta=self.beta,
+                    rpo_alpha=args.rpo_alpha,
+                    label_smoothing=args.label_smoothing,
+                    attention=self.attention,
+                    vision_encodes_shared_with_reference=bool(self.shared_towers),
+                )
+
+    def _settle_layout(self) -> None:
+        base = self.template.get_base_model(self.accelerator.unwrap_model(self.model))
+        self.attention = base.config.get_text_config()._attn_implementation
+        if self.attention not in ("sdpa", "eager"):
+            if self.options.layout == "shared":
+                raise ValueError(
+                    f"apo_layout=shared needs --attn_impl sdpa or eager (it attends under a mask), not {self.attention}"
+                )
+            # Read again by the collator, in this process and in its workers.
+            options.set_layout("rows")
+            self.options = self.options._replace(layout="rows")
+            logger.info(f"APO: attention {self.attention} takes no mask, so every response is a full row")
+
+    def _settle_vision(self) -> None:
+        towers = []
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                tower = getattr(self.accelerator.unwrap_model(model), "visual", None)
+                towers.append(tower)
+        shareable = self.options.one_look and all(tower is not None and is_frozen(tower) for tower in towers)
+        shareable = shareable and not self.ref_adapter_name and all(same_weights(towers[0], t) for t in towers[1:])
+        self.shared_towers = towers if shareable else []
+        logger.info(
+            "APO: the vision tower is frozen and runs once for policy and reference"
+            if shareable
+            else "APO: the vision tower runs separately for policy and reference"
+        )
+
+    def _forward_logps(self, model: nn.Module, inputs: dict[str, Any], batch: group.Batch) -> ResponseLogps:
+        inputs = dict(inputs)
+        if batch.segments is not None:
+            dtype = None if self.attention == "sdpa" else self.accelerator.unwrap_model(model).dtype
+            inputs["attention_mask"] = group.shared_mask(batch.segments, dtype)
+        unwrapped = self.accelerator.unwrap_model(model)
+        with logps_head(unwrapped, batch.index, batch.targets, self.options.chunk_size):
+            outputs = model(**inputs, use_cache=False)
+        return sum_responses(outputs.logits.flatten(), batch)
+
+    @contextmanager
+    def _reference(self):
+        """Yield the frozen reference: its own copy, or the policy without its adapter."""
+        autocast = torch.autocast(self.accelerator.device.type) if self._peft_has_been_casted_to_bf16 else nullcontext()
+        with torch.no_grad(), autocast:
+            if self.ref_model is not None:
+                yield self.ref_model
+            else:
+                with self.null_ref_context():
+                    # Without its distributed wrapper: this pass has no gradients to synchronise.
+                    yield self.accelerator.unwrap_model(self.model)
+
+    def get_batch_loss_metrics(self, model, batch, train_eval="train", pair_loss_scale=None):
+        """Mean loss of a micro-batch of studies, and its metrics averaged over studies and ranks."""
+        if not self.groups:
+            if group.BATCH_KEY in batch:
+                raise ValueError(
+                    f"rows with negative_messages are trained by --loss_type {LOSS_TYPE}, not {self.loss_type}"
+                )
+            return super().get_batch_loss_metrics(model, batch, train_eval, pair_loss_scale)
+        inputs = dict(batch)
+        if group.BATCH_KEY not in inputs:
+            raise ValueError(
+                f"--loss_type {LOSS_TYPE} trains on rows with negative_messages; these rows have none "
+                "(a single rejected_response belongs into negative_messages as a list of one)"
+            )
+        layout = group.unpack_batch(inputs)
+        with one_look(self.shared_towers) if self.shared_towers else nullcontext():
+            with self._reference() as reference_model:
+                reference = self._forward_logps(reference_model, inputs, layout)
+            policy = self._forward_logps(model, inputs, layout)
+        result = plackett_luce(
+            policy.sums,
+            reference.sums,
+            layout.group_sizes,
+            beta=self.beta,
+            label_smoothing=self.args.label_smoothing,
+        )
+        losses = result.losses
+        metrics = group_metrics(result)
+        chosen = torch.tensor([0, *layout.group_sizes[:-1]], device=losses.device).cumsum(0)
+        # Length-normalised and averaged over studies, as in Pang et al. 2024 (arXiv 2404.19733), eq. 1.
+        nll = -(policy.sums[chosen] / policy.counts[chosen]).float()
+        if self.args.rpo_alpha is not None:
+            losses = losses + self.args.rpo_alpha * nll
+            metrics["nll_loss"] = nll.detach()
+        is_chosen = torch.zeros_like(policy.counts, dtype=torch.bool)
+        is_chosen[chosen] = True
+        sums = policy.sums.detach()
+        metrics["logps/chosen"] = sums[is_chosen]
+        metrics["logps/rejected"] = sums[~is_chosen]
+        return losses.mean(), self._average(metrics, "eval_" if train_eval == "eval" else "")
+
+    def _average(self, metrics: dict[str, torch.Tensor], prefix: str) -> dict[str, float]:
+        # Sums and counts in one collective: ranks may hold unequal numbers of studies and negatives.
+        table = torch.stack(
+            [torch.stack([v.double().sum(), v.new_tensor(v.numel()).double()]) for v in metrics.values()]
+        )
+        table = self.accelerator.reduce(table, reduction="sum")
+        return {f"{prefix}{key}": (row[0] / row[1]).item() for key, row in zip(metrics, table, strict=True)}
+
+    def prediction_step(self, model, inputs, prediction_loss_only=False, *args, **kwargs):
+        if not self.groups:
+            return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            loss, metrics = self.get_batch_loss_metrics(model, inputs, train_eval="eval")
+        self.store_metrics(metrics, train_eval="eval")
+        return loss.detach(), None, None
+
+
+def register_trainer() -> None:
+    """Let `swift rlhf --rlhf_type dpo` use APOTrainer; safe to repeat."""
+    TrainerFactory.TRAINER_MAPPING["dpo"] = f"{APOTrainer.__module__}.{APOTrainer.__name__}"

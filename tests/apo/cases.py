@@ -1,0 +1,114 @@
+"""Studies of unequal sizes over random films, and a loaded student with its template."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+PROMPT = "This is a patient's chest DR image <image>. Please help me determine the patient's disease."
+WORDS = ["no", "left", "right", "small", "large", "effusion", "edema", "is", "seen.", "The", "heart", "**normal**\n-"]
+
+
+def sentence(rng, low, high):
+    return " ".join(rng.choice(WORDS, size=rng.integers(low, high)))
+
+
+def make_rows(folder, *, studies=3, negatives=(7, 1, 3), films=(1, 2, 1), seed=0, size=84):
+    """APO rows over random films: `negatives[i]` and `films[i]` of study i."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for study in range(studies):
+        paths = []
+        for film in range(films[study]):
+            path = folder / f"{seed}-{study}-{film}.png"
+            pixels = rng.integers(0, 255, (size + 28 * (study % 2), size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+            paths.append(str(path))
+        prompt = PROMPT.replace("<image>", "<image>" * films[study])
+        texts = [sentence(rng, 5, 30) for _ in range(negatives[study] + 1)]
+        user = {"role": "user", "content": prompt}
+        rows.append(
+            {
+                "messages": [user, {"role": "assistant", "content": texts[0]}],
+                "negative_messages": [[{"role": "assistant", "content": text}] for text in texts[1:]],
+                "images": paths,
+            }
+        )
+    return rows
+
+
+def load(student_dir, **kwargs):
+    import torch
+    from swift.model import get_model_processor
+    from swift.template import get_template
+
+    from apo.template import register_templates
+
+    register_templates()
+    settings = {"model_type": "qwen2_5_vl", "torch_dtype": torch.float32, "attn_impl": "sdpa", **kwargs}
+    model, processor = get_model_processor(str(student_dir), **settings)
+    template = get_template(processor, template_type="qwen2_5_vl", max_length=2048, truncation_strategy="raise")
+    template.set_mode("rlhf")
+    template.model = model
+    return model, template
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def as_list(value):
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
+
+
+def train(student, rows, out, *, model_kwargs=None, **flags):
+    """Run stock `swift rlhf` with the plugin in this process; returns the logged training steps and the evaluations."""
+    from swift.pipelines import rlhf_main
+
+    settings = {
+        "rlhf_type": "dpo",
+        "loss_type": "plackett_luce",
+        "external_plugins": str(ROOT / "apo" / "plugin.py"),
+        "model": str(student),
+        "model_type": "qwen2_5_vl",
+        "template": "qwen2_5_vl",
+        "check_model": "false",
+        "dataset": str(rows),
+        "split_dataset_ratio": "0",
+        "strict": "true",
+        "add_version": "false",
+        "attn_impl": "sdpa",
+        "torch_dtype": "float32",
+        "use_cpu": "true",
+        "tuner_type": "lora",
+        "output_dir": str(out),
+        "logging_steps": "1",
+        "learning_rate": "1e-3",
+        "per_device_train_batch_size": "2",
+        "gradient_accumulation_steps": "1",
+        "dataloader_num_workers": "0",
+        "load_from_cache_file": "false",
+        "dataset_shuffle": "false",
+        "train_dataloader_shuffle": "false",
+        "report_to": "none",
+    }
+    settings.update(flags)
+    if model_kwargs:
+        settings["model_kwargs"] = json.dumps(model_kwargs)
+    before = dict(os.environ)
+    try:
+        rlhf_main([item for key, value in settings.items() for item in (f"--{key}", *as_list(value))])
+    finally:
+        # model_kwargs travel as environment variables
+        os.environ.clear()
+        os.environ.update(before)
+    logs = [json.loads(line) for line in (out / "logging.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [log for log in logs if "loss" in log], [log for log in logs if "eval_loss" in log]
+
+
+def column(logs, key):
+    return [log[key] for log in logs]

@@ -1,0 +1,170 @@
+"""Encoding of a study, and both layouts against each other: values and every gradient."""
+
+import pytest
+import torch
+from swift.template.base import MaxLengthError
+
+from apo import group
+from apo.head import logps_head
+from apo.loss import plackett_luce
+from apo.trainer import sum_responses
+from tests.apo.cases import load, make_rows
+
+
+def encode(template, rows):
+    return [dict(template.encode(row)) for row in rows]
+
+
+def conversations(row):
+    """Each response of a row as the full conversation that stock ms-swift would train on."""
+    user = row["messages"][0]
+    for message in [row["messages"][1], *(negative[-1] for negative in row["negative_messages"])]:
+        yield {"messages": [user, message], "images": row["images"]}
+
+
+def test_token_ids_equal_stock_encoding(student, tmp_path):
+    _, template = student
+    for row in make_rows(tmp_path):
+        encoded = template.encode(row)
+        template.set_mode("train")
+        stock = [template.encode(conversation) for conversation in conversations(row)]
+        template.set_mode("rlhf")
+        assert len(stock) == len(encoded["responses"])
+        for response, full in zip(encoded["responses"], stock, strict=True):
+            assert [*encoded["input_ids"], *response] == full["input_ids"]
+            start = len(encoded["input_ids"])
+            assert full["labels"] == [-100] * start + response
+
+
+def test_negatives_as_full_conversations_or_alone_are_the_same(student, tmp_path):
+    _, template = student
+    (row,) = make_rows(tmp_path, studies=1)
+    full = {**row, "negative_messages": [[row["messages"][0], *n] for n in row["negative_messages"]]}
+    assert template.encode(row)["responses"] == template.encode(full)["responses"]
+
+
+def run(student, groups, collate, *, float64=False, eager=False):
+    """Loss, token log-probs by response, and gradients of all parameters under one layout."""
+    model, template = student
+    model = model.double() if float64 else model.float()
+    inputs, batch = collate(template, [dict(g) for g in groups])
+    inputs = template._post_encode(model, inputs) | {
+        key: inputs[key] for key in ("position_ids", "attention_mask") if key in inputs
+    }
+    if batch.segments is not None:
+        inputs["attention_mask"] = group.shared_mask(batch.segments, model.dtype if eager else None)
+    model.zero_grad()
+    with logps_head(model, batch.index, batch.targets, 16):
+        logps = sum_responses(model(**inputs, use_cache=False).logits.flatten(), batch)
+    reference = -5.0 * logps.counts.double() + torch.arange(len(logps.counts))
+    loss = plackett_luce(logps.sums, reference, batch.group_sizes, beta=0.1).losses.mean()
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    order = torch.argsort(batch.response, stable=True)
+    return loss.detach(), logps.tokens.detach()[order], gradients, inputs
+
+
+def worst_relative(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    return max(((ours[k] - theirs[k]).norm() / theirs[k].norm().clamp_min(1e-30)).item() for k in ours)
+
+
+@pytest.mark.parametrize("negatives", [(7, 1, 3), (9, 4, 2)])
+def test_shared_equals_rows(student, tmp_path, negatives):
+    groups = encode(student[1], make_rows(tmp_path, negatives=negatives))
+    loss_rows, logps_rows, grads_rows, _ = run(student, groups, group.collate_rows)
+    loss, logps, grads, _ = run(student, groups, group.collate_shared)
+    torch.testing.assert_close(logps, logps_rows, rtol=0, atol=1e-5)
+    torch.testing.assert_close(loss, loss_rows, rtol=0, atol=1e-6)
+    assert any("visual" in name for name in grads), "the vision tower must have been trained here"
+    assert worst_relative(grads, grads_rows) < 1e-5
+
+
+def test_shared_equals_rows_in_float64(student, tmp_path):
+    groups = encode(student[1], make_rows(tmp_path))
+    _, logps_rows, grads_rows, _ = run(student, groups, group.collate_rows, float64=True)
+    _, logps, grads, _ = run(student, groups, group.collate_shared, float64=True)
+    student[0].float()
+    torch.testing.assert_close(logps, logps_rows, rtol=0, atol=1e-10)
+    # rotary frequencies and the loss itself stay float32
+    assert worst_relative(grads, grads_rows) < 1e-6
+
+
+def test_eager_attention_takes_an_additive_mask(student_dir, tmp_path):
+    eager = load(student_dir, attn_impl="eager")
+    groups = encode(eager[1], make_rows(tmp_path))
+    _, logps_rows, grads_rows, _ = run(eager, groups, group.collate_rows)
+    _, logps, grads, _ = run(eager, groups, group.collate_shared, eager=True)
+    torch.testing.assert_close(logps, logps_rows, rtol=0, atol=1e-5)
+    assert worst_relative(grads, grads_rows) < 1e-5
+
+
+def test_film_is_encoded_once_when_shared(student, tmp_path):
+    groups = encode(student[1], make_rows(tmp_path))
+    _, template = student
+    once, _ = group.collate_shared(template, [dict(g) for g in groups])
+    every, _ = group.collate_rows(template, [dict(g) for g in groups])
+    assert len(once["image_grid_thw"]) == 1 + 2 + 1
+    assert len(every["image_grid_thw"]) == 8 * 1 + 2 * 2 + 4 * 1
+
+
+def test_responses_restart_behind_the_largest_prefix_position(student, tmp_path):
+    _, template = student
+    (encoded,) = encode(template, make_rows(tmp_path, studies=1, negatives=(2,)))
+    inputs, batch = group.collate_shared(template, [dict(encoded)])
+    prefix = len(encoded["input_ids"])
+    first = inputs["position_ids"][:, 0, :prefix].max() + 1
+    assert first < prefix, "a film takes more tokens than positions"
+    for number in range(3):
+        own = inputs["position_ids"][:, 0, batch.segments[0] == number + 1]
+        assert (own == torch.arange(first, first + own.shape[1])).all()
+
+
+def test_mask_by_hand():
+    segments = torch.tensor([[0, 0, 1, 1, 2, -1]])
+    expected = torch.tensor(
+        [
+            [1, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0],
+            [1, 1, 1, 1, 0, 0],
+            [1, 1, 0, 0, 1, 0],
+            [0, 0, 0, 0, 0, 1],
+        ],
+        dtype=torch.bool,
+    )
+    assert torch.equal(group.shared_mask(segments, None)[0, 0], expected)
+    additive = group.shared_mask(segments, torch.float32)[0, 0]
+    assert torch.equal(additive == 0, expected)
+
+
+def test_token_ratio_by_hand():
+    groups = [{"input_ids": [0] * 100, "responses": [[0] * 20] * 8}]
+    assert group.token_ratio(groups) == 8 * 120 / (100 + 8 * 20)
+
+
+def test_film_is_never_cut(student, tmp_path):
+    _, template = student
+    (row,) = make_rows(tmp_path, studies=1)
+    row["negative_messages"][0][0]["content"] = "effusion " * 400
+    template.max_length = 300
+    try:
+        with pytest.raises(MaxLengthError, match="exceed max_length 300"):
+            template.encode(row)
+    finally:
+        template.max_length = 2048
+
+
+def test_refusals(student, tmp_path):
+    _, template = student
+    (row,) = make_rows(tmp_path, studies=1)
+    other = {"role": "user", "content": "<image>Another question"}
+    with pytest.raises(ValueError, match="another prompt than the consensus"):
+        template.encode({**row, "negative_messages": [[other, row["negative_messages"][0][0]]]})
+    with pytest.raises(ValueError, match="must end with an assistant turn"):
+        template.encode({**row, "negative_messages": [[other]]})
+    stock = {**row, "rejected_response": "edema"}
+    del stock["negative_messages"]
+    groups = [dict(template.encode(row)), dict(template.encode(stock))]
+    with pytest.raises(ValueError, match="mixes rows"):
+        template.data_collator(groups)
