@@ -103,15 +103,15 @@ class Batch(NamedTuple):
 
     `index`: [K] positions in the flattened [B * L] of the states that predict the response tokens; a response's first
     token is predicted by the last prefix token. `targets`: [K] token ids. `response`: [K] number of the response,
-    0..S-1, study by study, consensus first. `group_sizes`: responses a study. `segments`: [B, L] for the shared layout:
-    -1 padding, 0 prefix, i+1 for response i of the study; None for plain rows.
+    0..S-1, study by study, consensus first. `group_sizes`: responses a study. `shapes`: for the shared layout, by row
+    (prefix length, length of response 0, of response 1, ...); None for plain rows.
     """
 
     index: torch.Tensor
     targets: torch.Tensor
     response: torch.Tensor
     group_sizes: list[int]
-    segments: torch.Tensor | None
+    shapes: tuple[tuple[int, ...], ...] | None
 
 
 # Where a Batch travels inside ms-swift's batch dictionaries, which move plain tensors between devices.
@@ -125,7 +125,7 @@ def pack_batch(batch: Batch) -> dict[str, Any]:
 
 def unpack_batch(inputs: dict[str, Any]) -> Batch:
     """Take the Batch out of a collated dictionary; what remains are the model's own arguments."""
-    return Batch(**{"segments": None, **inputs.pop(BATCH_KEY)})
+    return Batch(**{"shapes": None, **inputs.pop(BATCH_KEY)})
 
 
 def token_ratio(groups: list[dict[str, Any]]) -> float:
@@ -176,7 +176,7 @@ def collate_rows(template: Template, groups: list[dict[str, Any]]) -> tuple[dict
     prefixes = [len(group["input_ids"]) for group in groups for _ in group["responses"]]
     starts = [(row * width + p - 1, row * width + p) for row, p in enumerate(prefixes)]
     sizes = [len(group["responses"]) for group in groups]
-    return inputs, Batch(**_indices(starts, groups), group_sizes=sizes, segments=None)
+    return inputs, Batch(**_indices(starts, groups), group_sizes=sizes, shapes=None)
 
 
 def collate_shared(template: Template, groups: list[dict[str, Any]]) -> tuple[dict[str, Any], Batch]:
@@ -191,19 +191,16 @@ def collate_shared(template: Template, groups: list[dict[str, Any]]) -> tuple[di
     width = max(lengths)
     input_ids = inputs["input_ids"].new_full((len(groups), width), template.tokenizer.pad_token_id)
     position_ids = inputs["position_ids"].new_zeros((3, len(groups), width))
-    segments = torch.full((len(groups), width), -1)
     starts = []
     for row, (prefix, group) in enumerate(zip(prefixes, groups, strict=True)):
         input_ids[row, :prefix] = inputs["input_ids"][row, :prefix]
         position_ids[:, row, :prefix] = inputs["position_ids"][:, row, :prefix]
-        segments[row, :prefix] = 0
         first_position = int(inputs["position_ids"][:, row, :prefix].max()) + 1
         at = prefix
-        for number, ids in enumerate(group["responses"]):
+        for ids in group["responses"]:
             end = at + len(ids)
             input_ids[row, at:end] = torch.tensor(ids)
             position_ids[:, row, at:end] = torch.arange(first_position, first_position + len(ids))
-            segments[row, at:end] = number + 1
             starts.append((row * width + prefix - 1, row * width + at))
             at = end
     inputs["input_ids"], inputs["position_ids"] = input_ids, position_ids
@@ -211,15 +208,27 @@ def collate_shared(template: Template, groups: list[dict[str, Any]]) -> tuple[di
     types = inputs.get("mm_token_type_ids")
     if types is not None:
         inputs["mm_token_type_ids"] = torch.nn.functional.pad(types, (0, width - types.shape[1]))
+    shapes = tuple((p, *map(len, group["responses"])) for p, group in zip(prefixes, groups, strict=True))
     sizes = [len(group["responses"]) for group in groups]
-    return inputs, Batch(**_indices(starts, groups), group_sizes=sizes, segments=segments)
+    return inputs, Batch(**_indices(starts, groups), group_sizes=sizes, shapes=shapes)
+
+
+def row_segments(shapes: tuple[tuple[int, ...], ...], length: int, device: torch.device) -> torch.Tensor:
+    """[B, length] what each token belongs to: 0 the prefix, i+1 response i of the study, -1 padding."""
+    segments = torch.full((len(shapes), length), -1, device=device)
+    for row, shape in enumerate(shapes):
+        numbers = torch.arange(len(shape), device=device)
+        segments[row, : sum(shape)] = numbers.repeat_interleave(
+            torch.tensor(shape, device=device), output_size=sum(shape)
+        )
+    return segments
 
 
 def shared_mask(segments: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     """Attention mask [B, 1, L, L] of the shared layout: a token sees, up to itself, the prefix and its own response.
 
     Args:
-        segments: [B, L] as in `Batch`.
+        segments: [B, L] as `row_segments` gives them.
         dtype: None for a boolean mask (sdpa: True = may attend), else an additive mask of that dtype. Eager attention
             ADDS its mask, so a boolean one would be silently wrong there.
 

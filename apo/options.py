@@ -22,11 +22,14 @@ class Options(NamedTuple):
         `shared`: one row, film and prompt once. `auto`: shared where it saves enough tokens (`shared_min_ratio`).
     `shared_min_ratio`: under `auto`, rows/shared token ratio of a micro-batch from which sharing pays.
     `chunk_size`: response tokens that go through the language-model head at a time; bounds its peak memory.
+    `attention`: how a shared row attends. `mask`: one dense L x L mask. `split`: prefix and responses one by one,
+        nothing L x L. `auto`: split, or mask under `--attn_impl eager`.
     `one_look`: run a frozen vision tower once for policy and reference together.
     """
 
     layout: str = "auto"
     shared_min_ratio: float = 1.3
+    attention: str = "auto"
     chunk_size: int = 256
     one_look: bool = True
 
@@ -61,6 +64,7 @@ def _one_of(*names: str):
 PARSERS = {
     "layout": _one_of("auto", "rows", "shared"),
     "shared_min_ratio": _positive(float),
+    "attention": _one_of("auto", "mask", "split"),
     "chunk_size": _positive(int),
     "one_look": _boolean,
 }
@@ -100,11 +104,6 @@ def resolve(environ: Mapping[str, str] | None = None) -> Options:
         except ValueError as error:
             raise ValueError(f"apo_{name}={text!r}: {error}") from None
     return Options(**values)
-
-
-def set_layout(layout: str) -> None:
-    """Override the layout for this process and for the data-loader workers it will start."""
-    os.environ[f"{PREFIX}LAYOUT"] = layout
 
 
 def write_options(options: Options, output_dir: str | os.PathLike, **resolved) -> None:

@@ -11,6 +11,7 @@ from swift.template.template_inputs import TemplateInputs
 from swift.template.templates.qwen import Qwen2_5VLTemplate, Qwen2VLTemplate, Qwen3VLTemplate
 
 from apo import group, options
+from apo.attention import SHAPES_KEY
 
 
 class GroupTemplateMixin:
@@ -47,6 +48,13 @@ class GroupTemplateMixin:
         inputs, layout = (group.collate_shared if shared else group.collate_rows)(self, batch)
         inputs[group.BATCH_KEY] = group.pack_batch(layout)
         return inputs
+
+    def _post_encode(self, model, inputs: dict[str, Any]) -> dict[str, Any]:
+        encoded = super()._post_encode(model, inputs)
+        # ms-swift's forward hook passes on only the arguments it knows and those returned here.
+        if SHAPES_KEY in inputs:
+            encoded[SHAPES_KEY] = inputs[SHAPES_KEY]
+        return encoded
 
 
 class ApoQwen2VLTemplate(GroupTemplateMixin, Qwen2VLTemplate):

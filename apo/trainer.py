@@ -15,6 +15,7 @@ from swift.utils import get_logger
 from torch import nn
 
 from apo import group, options
+from apo.attention import SHAPES_KEY, refuse_sliding_window, use_split_attention
 from apo.head import logps_head
 from apo.loss import group_metrics, plackett_luce
 from apo.vision import is_frozen, one_look, same_weights
@@ -82,7 +83,7 @@ class APOTrainer(DPOTrainer):
             self.options = options.resolve()
         super().__init__(model, ref_model, *_args, **kwargs)
         if self.groups:
-            self._settle_layout()
+            self._settle_attention()
             self._settle_vision()
             if self.is_world_process_zero():
                 options.write_options(
@@ -92,22 +93,24 @@ class APOTrainer(DPOTrainer):
                     beta=self.beta,
                     rpo_alpha=args.rpo_alpha,
                     label_smoothing=args.label_smoothing,
-                    attention=self.attention,
                     vision_encodes_shared_with_reference=bool(self.shared_towers),
                 )
 
-    def _settle_layout(self) -> None:
-        base = self.template.get_base_model(self.accelerator.unwrap_model(self.model))
-        self.attention = base.config.get_text_config()._attn_implementation
-        if self.attention not in ("sdpa", "eager"):
-            if self.options.layout == "shared":
-                raise ValueError(
-                    f"apo_layout=shared needs --attn_impl sdpa or eager (it attends under a mask), not {self.attention}"
-                )
-            # Read again by the collator, in this process and in its workers.
-            options.set_layout("rows")
-            self.options = self.options._replace(layout="rows")
-            logger.info(f"APO: attention {self.attention} takes no mask, so every response is a full row")
+    def _settle_attention(self) -> None:
+        models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
+        implementation = self.template.get_base_model(models[0]).config.get_text_config()._attn_implementation
+        kind = self.options.attention
+        if kind == "auto":
+            kind = "mask" if implementation == "eager" else "split"
+        if kind == "mask" and implementation not in ("sdpa", "eager"):
+            raise ValueError(f"apo_attention=mask needs --attn_impl sdpa or eager, not {implementation}")
+        if self.options.layout != "rows":
+            for model in models:
+                refuse_sliding_window(model)
+                if kind == "split":
+                    use_split_attention(model)
+        self.options = self.options._replace(attention=kind)
+        self.additive_mask = implementation == "eager"
 
     def _settle_vision(self) -> None:
         towers = []
@@ -126,10 +129,12 @@ class APOTrainer(DPOTrainer):
 
     def _forward_logps(self, model: nn.Module, inputs: dict[str, Any], batch: group.Batch) -> ResponseLogps:
         inputs = dict(inputs)
-        if batch.segments is not None:
-            dtype = None if self.attention == "sdpa" else self.accelerator.unwrap_model(model).dtype
-            inputs["attention_mask"] = group.shared_mask(batch.segments, dtype)
         unwrapped = self.accelerator.unwrap_model(model)
+        if batch.shapes is not None and self.options.attention == "split":
+            inputs[SHAPES_KEY] = batch.shapes
+        elif batch.shapes is not None:
+            segments = group.row_segments(batch.shapes, inputs["input_ids"].shape[1], inputs["input_ids"].device)
+            inputs["attention_mask"] = group.shared_mask(segments, unwrapped.dtype if self.additive_mask else None)
         with logps_head(unwrapped, batch.index, batch.targets, self.options.chunk_size):
             outputs = model(**inputs, use_cache=False)
         return sum_responses(outputs.logits.flatten(), batch)

@@ -5,6 +5,7 @@ import torch
 from swift.template.base import MaxLengthError
 
 from apo import group
+from apo.attention import SHAPES_KEY, refuse_sliding_window, use_split_attention
 from apo.head import logps_head
 from apo.loss import plackett_luce
 from apo.trainer import sum_responses
@@ -43,16 +44,20 @@ def test_negatives_as_full_conversations_or_alone_are_the_same(student, tmp_path
     assert template.encode(row)["responses"] == template.encode(full)["responses"]
 
 
-def run(student, groups, collate, *, float64=False, eager=False):
+def run(student, groups, collate, *, float64=False, attention="mask"):
     """Loss, token log-probs by response, and gradients of all parameters under one layout."""
     model, template = student
     model = model.double() if float64 else model.float()
     inputs, batch = collate(template, [dict(g) for g in groups])
+    length = inputs["input_ids"].shape[1]
     inputs = template._post_encode(model, inputs) | {
         key: inputs[key] for key in ("position_ids", "attention_mask") if key in inputs
     }
-    if batch.segments is not None:
-        inputs["attention_mask"] = group.shared_mask(batch.segments, model.dtype if eager else None)
+    if batch.shapes is not None and attention == "split":
+        inputs[SHAPES_KEY] = batch.shapes
+    elif batch.shapes is not None:
+        segments = group.row_segments(batch.shapes, length, model.device)
+        inputs["attention_mask"] = group.shared_mask(segments, model.dtype if attention == "eager" else None)
     model.zero_grad()
     with logps_head(model, batch.index, batch.targets, 16):
         logps = sum_responses(model(**inputs, use_cache=False).logits.flatten(), batch)
@@ -94,9 +99,48 @@ def test_eager_attention_takes_an_additive_mask(student_dir, tmp_path):
     eager = load(student_dir, attn_impl="eager")
     groups = encode(eager[1], make_rows(tmp_path))
     _, logps_rows, grads_rows, _ = run(eager, groups, group.collate_rows)
-    _, logps, grads, _ = run(eager, groups, group.collate_shared, eager=True)
+    _, logps, grads, _ = run(eager, groups, group.collate_shared, attention="eager")
     torch.testing.assert_close(logps, logps_rows, rtol=0, atol=1e-5)
     assert worst_relative(grads, grads_rows) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def split_student(student_dir):
+    model, template = load(student_dir)
+    use_split_attention(model)
+    return model, template
+
+
+@pytest.mark.parametrize("float64", [False, True])
+def test_split_attention_equals_rows(student, split_student, tmp_path, float64):
+    groups = encode(student[1], make_rows(tmp_path, negatives=(9, 1, 3)))
+    loss_rows, logps_rows, grads_rows, _ = run(student, groups, group.collate_rows, float64=float64)
+    loss, logps, grads, _ = run(split_student, groups, group.collate_shared, float64=float64, attention="split")
+    student[0].float()
+    torch.testing.assert_close(logps, logps_rows, rtol=0, atol=1e-10 if float64 else 1e-5)
+    torch.testing.assert_close(loss, loss_rows, rtol=0, atol=1e-6)
+    assert worst_relative(grads, grads_rows) < (1e-6 if float64 else 1e-5)
+
+
+def test_plain_rows_under_split_attention_are_causal(student, split_student, tmp_path):
+    groups = encode(student[1], make_rows(tmp_path))
+    _, logps_rows, grads_rows, _ = run(student, groups, group.collate_rows)
+    _, logps, grads, _ = run(split_student, groups, group.collate_rows)
+    torch.testing.assert_close(logps, logps_rows, rtol=0, atol=1e-5)
+    assert worst_relative(grads, grads_rows) < 1e-5
+
+
+def test_split_attention_leaves_the_vision_tower_alone(split_student):
+    model, _ = split_student
+    assert model.visual.config._attn_implementation == "sdpa"
+
+
+def test_sliding_window_layers_are_refused(student_dir):
+    model, _ = load(student_dir)
+    refuse_sliding_window(model)
+    model.config.get_text_config().layer_types[1] = "sliding_attention"
+    with pytest.raises(ValueError, match="sliding_attention"):
+        refuse_sliding_window(model)
 
 
 def test_film_is_encoded_once_when_shared(student, tmp_path):
@@ -116,12 +160,14 @@ def test_responses_restart_behind_the_largest_prefix_position(student, tmp_path)
     first = inputs["position_ids"][:, 0, :prefix].max() + 1
     assert first < prefix, "a film takes more tokens than positions"
     for number in range(3):
-        own = inputs["position_ids"][:, 0, batch.segments[0] == number + 1]
+        segments = group.row_segments(batch.shapes, inputs["input_ids"].shape[1], "cpu")
+        own = inputs["position_ids"][:, 0, segments[0] == number + 1]
         assert (own == torch.arange(first, first + own.shape[1])).all()
 
 
 def test_mask_by_hand():
-    segments = torch.tensor([[0, 0, 1, 1, 2, -1]])
+    segments = group.row_segments(((2, 2, 1), (1, 5)), 6, "cpu")
+    assert segments.tolist() == [[0, 0, 1, 1, 2, -1], [0, 1, 1, 1, 1, 1]]
     expected = torch.tensor(
         [
             [1, 0, 0, 0, 0, 0],
@@ -134,6 +180,7 @@ def test_mask_by_hand():
         dtype=torch.bool,
     )
     assert torch.equal(group.shared_mask(segments, None)[0, 0], expected)
+    assert torch.equal(group.shared_mask(segments, None)[1, 0], torch.ones(6, 6, dtype=torch.bool).tril())
     additive = group.shared_mask(segments, torch.float32)[0, 0]
     assert torch.equal(additive == 0, expected)
 

@@ -1,0 +1,305 @@
+"""Compare: adds a consensus to every study of a file.
+
+    bash scripts/compare.sh CHECKPOINT STUDIES.jsonl --out FILE                           # self: the student writes it
+    bash scripts/compare.sh - STUDIES.jsonl --out FILE --strategy dawid_skene             # label-free, no model
+
+Every study is written, whatever its split: evaluation scores the consensus on the test films too, and no strategy looks
+at a label or a report. A study for which there is no consensus is written without one and counted.
+
+`self` keeps finished rows in FILE.partial.jsonl, so that an interrupted run goes on where it stopped; a row is used
+again only if checkpoint, prompt, films and decoding settings are the same. With --shard i/n only every n-th study is
+done and written (`cat` the shards together); the label-free strategies are fitted on all studies together and take
+seconds, so they are not sharded.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from apo import consensus
+from apo.consensus import NEEDS_MODEL, STRATEGIES, Answer, SelfPrompt, self_prompt, study_rng
+from data import checkpoints
+from data.errors import UserError, run_cli
+from data.files import append_jsonl, read_jsonl, sha256_file
+from data.records import image_paths, image_problems, read_studies, root_of, write_studies
+
+Write = Callable[[Sequence[tuple[str, Sequence[str]]]], list[tuple[str, str]]]
+
+
+def self_answers(
+    studies: Sequence[dict],
+    *,
+    root: str,
+    store: Path,
+    settings: dict,
+    seed: int,
+    batch_size: int,
+    student: Callable[[], tuple[Write, Callable[[str, Sequence[str]], int], int]],
+    keep_cut_off: bool = False,
+) -> Iterator[Answer]:
+    """Prompts, generates and stores row by row; yields one Answer a study, in order.
+
+    Args:
+        root: absolute image root.
+        store: JSONL of finished rows, read for resuming and appended to.
+        settings: everything besides prompt and films that an answer depends on (JSON).
+        student: called once, and only if something is left to generate: (write, length, limit), where write maps
+            (prompt, image paths) to (text, finish_reason), length counts a prompt's tokens and limit is their maximum.
+        keep_cut_off: take texts that ran into the token limit instead of counting them as failed.
+    """
+    studies = list(studies)
+    basis = json.dumps(settings, sort_keys=True)
+    keys: dict[str, str] = {}
+    for study in studies:
+        whole = self_prompt(study, study_rng(study, seed))
+        if whole is not None:
+            films = [sha256_file(path) for path in image_paths(study, root)]
+            keys[study["id"]] = hashlib.sha256(json.dumps([basis, whole.text, films]).encode()).hexdigest()
+    done, other = {}, 0
+    if store.exists():
+        for line, row in read_jsonl(store, torn="drop"):
+            if not isinstance(row, dict) or not {"id", "key", "text", "order", "dropped"} <= row.keys():
+                raise UserError(f"{store}:{line}: not a row of a compare run; remove the file or choose another --out")
+            if keys.get(row["id"]) == row["key"]:
+                done[row["id"]] = row
+            else:
+                other += 1
+    if done or other:
+        note = f" ({other} of other settings or studies not used)" if other else ""
+        print(f"resuming: {len(done)} of {len(keys)} consensuses are there already{note}", flush=True)
+    todo = [s for s in studies if s["id"] in keys and s["id"] not in done]
+    failed: dict[str, str] = {}
+    if todo:
+        write, length, limit = student()
+        start, new = time.monotonic(), 0
+        for at in range(0, len(todo), batch_size):
+            batch: list[tuple[dict, SelfPrompt, list[str]]] = []
+            for study in todo[at : at + batch_size]:
+                images = image_paths(study, root)
+                prompt = self_prompt(study, study_rng(study, seed), length=partial(length, images=images), limit=limit)
+                if prompt is None:
+                    failed[study["id"]] = "too long with a single trajectory"
+                else:
+                    batch.append((study, prompt, images))
+            texts = write([(prompt.text, images) for _, prompt, images in batch]) if batch else []
+            if len(texts) != len(batch):
+                raise RuntimeError(f"{len(texts)} answers to {len(batch)} prompts")
+            for (study, prompt, _), (text, finish) in zip(batch, texts, strict=True):
+                if (
+                    finish == "length" and not keep_cut_off
+                ):  # a positive that stops in mid-sentence would teach just that
+                    failed[study["id"]] = "cut off at --max-new-tokens"
+                elif not text.strip():
+                    failed[study["id"]] = "empty"
+                else:
+                    row = {"id": study["id"], "key": keys[study["id"]], "text": text.strip()}
+                    row |= {"order": prompt.order, "dropped": prompt.dropped}
+                    append_jsonl(store, row)
+                    done[study["id"]] = row
+            new = min(at + batch_size, len(todo))
+            seconds = time.monotonic() - start
+            left = seconds / new * (len(todo) - new)
+            print(f"self: {new}/{len(todo)} studies, {seconds:.0f} s, about {left:.0f} s left", flush=True)
+    for study in studies:
+        row = done.get(study["id"])
+        if row:
+            yield Answer(SelfPrompt("", row["order"], row["dropped"]), row["text"], None)
+        else:
+            yield Answer(None, None, failed.get(study["id"]))
+
+
+def summary(strategy: str, studies: Sequence[dict], results: Sequence[dict | None], failed: Counter) -> str:
+    """One line: how many studies, how many consensuses, and why the others have none."""
+    counts: Counter = Counter(failed)
+    single = dropped = same = 0
+    for study, result in zip(studies, results, strict=True):
+        texts = [t["text"].split() for t in study["trajectories"] if t["status"] == "ok"]
+        if result is None:
+            counts["no ok trajectory"] += not texts
+            continue
+        single += len(texts) == 1
+        dropped += bool(result["audit"].get("dropped"))
+        same += result["text"].split() in texts
+    mute: Counter = Counter(t["status"] for s in studies for t in s["trajectories"] if t["status"] != "ok")
+    for study, result in zip(studies, results, strict=True):  # ok by status, a refusal by its text
+        ok = {t["teacher"] for t in study["trajectories"] if t["status"] == "ok"}
+        mute["refused by its text"] += len(ok & result["audit"]["unheard"].keys()) if result else 0
+    made = sum(r is not None for r in results)
+    unread = len(results) - made - sum(counts.values())
+    if unread:
+        counts["nothing readable in the trajectories"] = unread
+    line = f"{strategy}: {len(results)} studies, {made} with a consensus"
+    reasons = [f"{n} {why}" for why, n in counts.items() if n]
+    line += f"; without one: {', '.join(reasons)}" if reasons else ""
+    voteless = ", ".join(f"{n} {why}" for why, n in sorted(mute.items()) if n)
+    line += f"; trajectories without a vote: {voteless}" if voteless else ""
+    line += f"; from one teacher only (N = 1): {single}" if single else ""
+    line += f"; shortened by whole trajectories to fit the context: {dropped}" if dropped else ""
+    line += f"; equal to one of the trajectories: {same}" if same else ""
+    return line
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    i, slash, n = text.partition("/")
+    if not (slash and i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
+        raise UserError(f"--shard {text}: write i/n with 1 <= i <= n, e.g. 1/4")
+    return int(i), int(n)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/compare.sh", description=__doc__.split("\n\n")[0], epilog=consensus.__doc__.split("\n\n")[2]
+    )
+    parser.add_argument("checkpoint", help='the stage-one student (full or LoRA); "-" where the strategy needs none')
+    parser.add_argument("studies", type=Path, metavar="STUDIES.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="study file to write")
+    parser.add_argument("--strategy", choices=tuple(STRATEGIES), default="self")
+    parser.add_argument("--image-root", type=Path, help="what image paths are relative to (default: folder of STUDIES)")
+    parser.add_argument(
+        "--split",
+        choices=("all", "train", "validate", "test"),
+        default="all",
+        help="which studies get a consensus; the others are written as they are (default: all)",
+    )
+    parser.add_argument("--compose", choices=("plain", "quote"), default="plain", help="form of a label-free consensus")
+    parser.add_argument("--seed", type=int, default=0, help="self: order of the trajectories (and sampling, if any)")
+    parser.add_argument("--base", help="for a LoRA checkpoint: its base model, if not where args.json says")
+    parser.add_argument("--backend", choices=("transformers", "vllm"), default="transformers", help="self: engine")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="self: default cuda where there is one")
+    parser.add_argument("--max-new-tokens", type=int, default=1024, help="self: longer answers fail (default: 1024)")
+    parser.add_argument("--max-length", type=int, help="self: prompt and answer, in tokens (default: the model's)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="self: 0 is greedy (default)")
+    parser.add_argument("--batch-size", type=int, default=8, help="self: studies a forward pass (default: 8)")
+    parser.add_argument("--shard", default="1/1", metavar="i/n", help="self: do every n-th study from the i-th on")
+    parser.add_argument(
+        "--cut-off",
+        choices=("fail", "keep"),
+        default="fail",
+        help="self: texts that reach --max-new-tokens: no consensus (default), or keep them (trials)",
+    )
+    parser.add_argument("--allow-failures", action="store_true", help="self: exit 0 even if some generations failed")
+    args = parser.parse_args(argv)
+    for name in ("max_new_tokens", "batch_size", "max_length"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if args.temperature < 0:
+        raise UserError(f"--temperature {args.temperature}: must not be negative")
+    args.shard = parse_shard(args.shard)
+    if args.strategy in NEEDS_MODEL and args.checkpoint == "-":
+        raise UserError(f"--strategy {args.strategy} needs a checkpoint; give the Learn stage's checkpoint-N folder")
+    if args.strategy not in NEEDS_MODEL and args.shard != (1, 1):
+        raise UserError(f"--shard: {args.strategy} is fitted on all studies together and takes seconds; leave it out")
+    if os.path.realpath(args.out) == os.path.realpath(args.studies):
+        raise UserError(f"--out {args.out}: is the input file; choose another")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    if args.strategy in NEEDS_MODEL:
+        info = checkpoints.describe(args.checkpoint, args.base)
+    elif args.checkpoint != "-":
+        print(f"note: {args.strategy} needs no model; {args.checkpoint} is not used")
+    root = root_of(args.studies, args.image_root)
+    studies = list(read_studies(args.studies, image_root=root))
+    if not studies:
+        raise UserError(f"{args.studies}: holds no study")
+    i, n = args.shard
+    studies = studies[i - 1 :: n]
+    chosen = [k for k, s in enumerate(studies) if args.split in ("all", s["split"])]
+    if not chosen:
+        raise UserError(f'{args.studies}: no study of split "{args.split}" in this shard; check --split and --shard')
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    failed: Counter = Counter()
+    if args.strategy in NEEDS_MODEL:
+        results = run_self(args, info, [studies[k] for k in chosen], root, failed)
+    else:
+        # Fitted on all studies: estimates of reliability get better, and no label is looked at.
+        everything = STRATEGIES[args.strategy](studies, compose=args.compose)
+        results = [everything[k] for k in chosen]
+    if not any(results):
+        print(summary(args.strategy, [studies[k] for k in chosen], results, failed))
+        raise UserError(f"{args.studies}: not one consensus could be made; nothing was written")
+    replaced = sum(studies[k].get("consensus") is not None for k in chosen)
+    for k, result in zip(chosen, results, strict=True):
+        studies[k].pop("consensus", None)
+        if result is not None:
+            studies[k]["consensus"] = result
+    write_studies(args.out, studies)
+    print(summary(args.strategy, [studies[k] for k in chosen], results, failed))
+    if replaced:
+        print(f"note: {replaced} studies had a consensus before; it is not in the output")
+    print(f"written: {args.out} ({len(studies)} studies, image paths relative to {root})")
+    if failed and not args.allow_failures:
+        print(
+            f"error: {sum(failed.values())} generations failed; run again with other settings, or pass "
+            "--allow-failures to go on without these studies",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def run_self(args, info: dict, studies: list[dict], root: str, failed: Counter) -> list[dict | None]:
+    """The `self` strategy with the student of `info`; counts failed generations by reason in `failed`."""
+    for study in studies:
+        for problem in image_problems(study, root):
+            raise UserError(f"{args.studies}: {problem}")
+    device = args.device or default_device()
+
+    def student():
+        from apo.student_engine import Student
+
+        one = Student(info, backend=args.backend, device=device, batch_size=args.batch_size)
+        limit = min(args.max_length or one.max_length, one.max_length) - args.max_new_tokens
+        if limit < 1:
+            raise UserError(f"--max-new-tokens {args.max_new_tokens}: leaves no room for a prompt; lower it")
+        write = partial(one.answer, max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed)
+        return write, one.length, limit
+
+    settings = {
+        "checkpoint": checkpoints.fingerprint(args.checkpoint, args.base),
+        "seed": args.seed,
+        "temperature": args.temperature,
+        "max_new_tokens": args.max_new_tokens,
+        "max_length": args.max_length,
+        "cut_off": args.cut_off,
+        "backend": args.backend,
+        "dtype": "bfloat16" if device == "cuda" else "float32",
+    }
+
+    def answer(studies: Sequence[dict]) -> Iterator[Answer]:
+        store = args.out.with_name(args.out.name + ".partial.jsonl")
+        for one in self_answers(
+            studies,
+            root=root,
+            store=store,
+            settings=settings,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            student=student,
+            keep_cut_off=args.cut_off == "keep",
+        ):
+            if one.failure:
+                failed[one.failure] += 1
+            yield one
+
+    return STRATEGIES["self"](studies, answer=answer)
+
+
+def default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,58 @@
+"""The one exception that means "your input needs mending", a list of such, and how a command line reports it."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Input, option or file that the user can put right.
+
+    The message names the file and row, says what is wrong and how to mend it. It never holds patient text.
+    """
+
+
+class Problems:
+    """Counts problems of one file and keeps the first few, so that a user mends ten rows a run and not one."""
+
+    def __init__(self, path: str | os.PathLike[str], *, shown: int = 10):
+        self.path = path
+        self.shown = shown
+        self.count = 0
+        self.first: list[str] = []
+
+    def add(self, message: object) -> None:
+        """Note one problem; `message` is a whole line, with file, row and remedy."""
+        self.count += 1
+        if self.count <= self.shown:
+            self.first.append(str(message))
+
+    def refuse(self) -> None:
+        """Raise one `UserError` that lists what was noted; do nothing when that is nothing."""
+        if self.count == 1:
+            raise UserError(self.first[0])
+        if self.count:
+            more = f", the first {self.shown}" if self.count > self.shown else ""
+            raise UserError("\n  ".join([f"{self.path}: {self.count} problems{more}:", *self.first]))
+
+
+def run_cli(main: Callable[[], int | None]) -> None:
+    """Run a command line's `main()` and leave the process with its exit status.
+
+    A `UserError` becomes `error: ...` on stderr and status 2 without a traceback; Ctrl-C is status 130; a reader that
+    went away (`| head`) is status 141. Any other exception is a defect of ours and keeps its traceback.
+    """
+    try:
+        status = main()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit and would complain again: give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(status or 0)

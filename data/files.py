@@ -1,0 +1,229 @@
+"""Files that survive an interruption: atomic replacement, JSONL by the line, appending one finished row at a time."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from data.errors import UserError
+
+StrPath = str | os.PathLike[str]
+
+BUFFER = 1 << 20
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def atomic_open(path: StrPath) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `path` for writing bytes; it takes the place of `path` when the block ends well.
+
+    When the block raises, or the disk is full, `path` stays as it was and the temporary file is removed. Missing
+    parent folders are made. A symbolic link is followed, so that the file it points to is replaced, not the link.
+
+    Raises:
+        UserError: the folder cannot be written to, the disk is full, or `path` is a folder or a device.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise UserError(f"{path}: is not a regular file; name a file to write")
+    # The name is cut so that prefix and suffix never push it over the 255 bytes that file systems allow.
+    temporary = target.parent / f".{target.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # os.open and not tempfile: the umask then decides who may read the file, as for any other file.
+        handle = os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb", buffering=BUFFER)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    try:
+        with handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        if target.exists():
+            os.chmod(temporary, target.stat().st_mode & 0o7777)
+        os.replace(temporary, target)
+        _fsync_folder(target.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise UserError(f"{path}: {error.strerror}; make room, the file is unchanged") from error
+        raise
+
+
+def write_atomic(path: StrPath, data: str | bytes) -> None:
+    """Replace `path` by `data` (text as UTF-8) at once: a reader sees the old file or the new one, never a part."""
+    with atomic_open(path) as out:
+        out.write(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def dump_line(row: Any) -> bytes:
+    """One row as a line of JSONL: UTF-8, newline at the end. NaN and Infinity are no JSON and raise ValueError."""
+    return (dump(row) + "\n").encode("utf-8")
+
+
+def dump(value: Any) -> str:
+    """One value as JSON on one line, without a newline; for what `dump_line` refuses see there."""
+    return _ENCODER.encode(value)
+
+
+def append_jsonl(path: StrPath, row: Any) -> None:
+    """Append one finished row and flush it to disk.
+
+    What an interruption left behind is put right first: a torn last line is cut off (that row was never finished), a
+    whole one without its newline gets it. For one writer a file: give each process its own.
+    """
+    path = Path(path)
+    line = dump_line(row)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as log:
+            _mend_last_line(log, path)
+            log.write(line)
+            log.flush()
+            os.fsync(log.fileno())
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be appended to ({error.strerror}); make room or choose another place"
+        ) from error
+
+
+def read_jsonl(path: StrPath, *, torn: Literal["error", "drop"] = "error") -> Iterator[tuple[int, Any]]:
+    """Yield (line number from 1, parsed value) for every line of a UTF-8 JSONL file, one line in memory at a time.
+
+    Blank lines are passed over (and counted in the numbering); a byte order mark at the start is ignored.
+
+    Args:
+        torn: what to do with a last line that has no newline and does not parse, the trace of an interrupted append.
+            "drop" says so on stderr and leaves it out, for files that a resumed run goes on writing; "error" refuses
+            it, for files that are input. A last line that merely lacks its newline is read by both.
+
+    Raises:
+        UserError: "FILE:LINE: what; remedy" for a missing file, bytes that are not UTF-8, a line that is not JSON,
+            NaN or Infinity, or a key that stands twice in one object.
+    """
+    with _open(path) as source:
+        for number, raw in enumerate(source, 1):
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            if not raw.strip():
+                continue
+            try:
+                value = parse_line(raw, f"{path}:{number}")
+            except UserError as error:
+                # Only the last line can lack its newline.
+                if raw.endswith(b"\n"):
+                    raise
+                if torn == "error":
+                    raise UserError(f"{error} (it is the last line and has no newline: cut off?)") from error
+                print(f"note: {path}:{number}: last line cut off by an interruption; left out", file=sys.stderr)
+                return
+            yield number, value
+
+
+def parse_line(raw: bytes, where: str) -> Any:
+    """Parse one line of JSONL strictly; `where` ("FILE:LINE") opens the message of the UserError."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8; "
+            "save the file as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8 converts the usual other encoding)"
+        ) from error
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        hint = "write one JSON value on each line"
+        if text.strip() in ("[", "{"):
+            hint = "the file is one indented JSON document: write one object a line (jq -c '.[]' FILE for an array)"
+        raise UserError(f"{where}: not JSON at column {error.colno} ({error.msg}); {hint}") from error
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: nested too deeply to read; write a flat record") from error
+
+
+def sha256_file(path: StrPath) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with _open(path) as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def _open(path: StrPath) -> IO[bytes]:
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a folder; name a file")
+    try:
+        return open(path, "rb", buffering=BUFFER)
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); check the path") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Python keeps the last of two equal keys; the first would vanish without a word.
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {ascii(twice)[:80]} stands twice in one object; keep one")
+    return found
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON; write a number or null")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"number {text[:40]} is too large for a float; write a finite number or null")
+    return value
+
+
+# Built once: json.dumps would build one a row.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+
+
+def _mend_last_line(log: IO[bytes], path: Path) -> None:
+    end = log.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    log.seek(end - 1)
+    if log.read(1) == b"\n":
+        return
+    start = _start_of_last_line(log, end)
+    log.seek(start)
+    try:
+        parse_line(log.read(), str(path))
+    except UserError:
+        print(f"note: {path}: last line cut off by an interruption; removed", file=sys.stderr)
+        log.truncate(start)
+    else:
+        log.write(b"\n")
+
+
+def _start_of_last_line(log: IO[bytes], end: int, block: int = 1 << 16) -> int:
+    while end > 0:
+        start = max(0, end - block)
+        log.seek(start)
+        newline = log.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def _fsync_folder(folder: Path) -> None:
+    # Without it a power cut may undo the renaming. Some network file systems refuse it, which loses nothing more.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,227 @@
+"""Checks of the rows that ms-swift trains on, for files that were made elsewhere."""
+
+import os
+from collections import Counter
+from typing import Any, Literal
+
+from data.errors import Problems, UserError
+from data.files import StrPath, read_jsonl
+from data.images import decode_problem, file_problem
+from data.records import IMAGE_TAG, PLACEHOLDER, did_you_mean
+
+Kind = Literal["sft", "apo"]
+KINDS = ("sft", "apo")
+
+# The columns of ms-swift (RowPreprocessor.standard_keys and its synonyms) that mean something at these two stages.
+COLUMNS = (
+    "messages",
+    "images",
+    "negative_messages",
+    "rejected_response",
+    "rejected_messages",
+    "system",
+    "tools",
+    "objects",
+    "channel",
+    "chat_template_kwargs",
+)
+ROLES = ("system", "user", "assistant", "tool", "tool_call", "tool_response")
+
+
+def check_rows(path: StrPath, kind: Kind, *, check_images: bool = False) -> dict[str, Any]:
+    """Check a rows file that was made elsewhere, before anything is loaded.
+
+    Accepted for "apo": `negative_messages` (a list of negatives, each a list of turns: the assistant turn alone, or a
+    whole conversation with the prompt of `messages`), or for a single negative `rejected_response` (a string) or
+    `rejected_messages`. Image paths are absolute, or relative to the environment variable ROOT_IMAGE_DIR or else the
+    current folder, as ms-swift reads them.
+
+    Returns:
+        {"kind", "rows", "images", "unused_columns": {name: rows}} and for "apo" "negatives".
+
+    Raises:
+        UserError: lists the first ten problems as "FILE:LINE: what; remedy".
+    """
+    if kind not in KINDS:
+        raise UserError(f"kind of rows {kind!r}: {did_you_mean(kind, KINDS)}")
+    problems = Problems(path)
+    unused: Counter[str] = Counter()
+    rows = images = negatives = 0
+    for line, row in read_jsonl(path):
+        rows += 1
+        try:
+            unused.update(_check_columns(row))
+            _check_conversation(row["messages"], "messages")
+            found = _row_images(row)
+            images += len(found)
+            _check_tags(row, len(found))
+            if kind == "apo":
+                negatives += _check_negatives(row)
+        except UserError as error:
+            problems.add(f"{path}:{line}: {error}")
+            continue
+        for image in found:
+            full = os.path.abspath(os.path.join(os.environ.get("ROOT_IMAGE_DIR", ""), image))
+            problem = file_problem(full, os.sep) or (decode_problem(full) if check_images else None)
+            if problem:
+                problems.add(f"{path}:{line}: image {full} {problem}")
+    problems.refuse()
+    if not rows:
+        raise UserError(f"{path}: holds no row; write one JSON object a line")
+    counts = {"kind": kind, "rows": rows, "images": images, "unused_columns": dict(unused)}
+    return counts | ({"negatives": negatives} if kind == "apo" else {})
+
+
+def file_kind(path: StrPath) -> Literal["studies", "rows"]:
+    """Tell by its first line whether a JSONL file holds study records or ms-swift rows.
+
+    Raises:
+        UserError: the file is empty, or its first line is neither.
+    """
+    for line, first in read_jsonl(path):
+        if isinstance(first, dict) and "messages" in first:
+            return "rows"
+        if isinstance(first, dict) and ("trajectories" in first or {"id", "images"} <= first.keys()):
+            return "studies"
+        raise UserError(
+            f"{path}:{line}: neither a study record (id, images, trajectories) nor an ms-swift row (messages); "
+            "data/README.md shows both"
+        )
+    raise UserError(f"{path}: is empty; write one JSON object a line")
+
+
+def _check_columns(row: Any) -> list[str]:
+    """Check a row's column names; return those that ms-swift would leave unused."""
+    if not isinstance(row, dict):
+        raise UserError("a row must be a JSON object; write {...} on each line")
+    if "messages" not in row:
+        hint = "this is a study record: make rows of it with python -m data.rows" if "trajectories" in row else ""
+        raise UserError(f"row has no messages; {hint or 'write [{role: user, ...}, {role: assistant, ...}]'}")
+    if row.get("negative_images") or row.get("rejected_images"):
+        raise UserError("negatives share the images of the prompt; take negative_images and rejected_images out")
+    unused = []
+    for key in row:
+        if key in COLUMNS or key in ("negative_images", "rejected_images"):
+            continue
+        if _near(key):
+            raise UserError(f"unknown column {ascii(key)[:60]}; {did_you_mean(key, COLUMNS)}")
+        unused.append(key)
+    return unused
+
+
+def _near(key: str) -> bool:
+    # "image", "negatives", "negative_message": ms-swift would drop these without a word, or read them otherwise.
+    return key.rstrip("s") in ("image", "message", "negative", "negative_message", "rejected", "rejected_message")
+
+
+def _check_conversation(turns: Any, name: str) -> None:
+    """Check turns that end in an assistant's answer; `name` is what the message calls them."""
+    if not isinstance(turns, list) or not turns:
+        raise UserError(f"{name} must be a list of turns that ends with an assistant turn")
+    for turn in turns:
+        if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
+            raise UserError(f"{name}: every turn must be an object with role and content")
+        if turn["role"] not in ROLES:
+            raise UserError(f"{name}: unknown role; {did_you_mean(turn['role'], ROLES)}")
+        if not isinstance(turn["content"], str):
+            raise UserError(
+                f"{name}: content must be a string; write {IMAGE_TAG} where an image belongs and its path in images"
+            )
+        special = PLACEHOLDER.search(
+            turn["content"] if turn["role"] == "assistant" else turn["content"].replace(IMAGE_TAG, "")
+        )
+        if special:
+            raise UserError(f"{name}: a turn of {turn['role']} holds the special token {special[0]}; take it out")
+        try:
+            turn["content"].encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(f"{name}: a text holds half a surrogate pair; write whole characters") from None
+        if "\0" in turn["content"]:
+            raise UserError(f"{name}: a text holds a NUL character; take it out")
+    if turns[-1]["role"] != "assistant":
+        raise UserError(f"{name}: the last turn is not the assistant's; end with the answer")
+    if not turns[-1]["content"].strip():
+        raise UserError(f"{name}: the assistant's answer is empty; write it or take the row out")
+
+
+def _row_images(row: dict) -> list[str]:
+    images = row.get("images")
+    images = [] if images is None else [images] if isinstance(images, str) else images
+    if not isinstance(images, list):
+        raise UserError("images must be a list of paths")
+    paths = [image.get("path") if isinstance(image, dict) else image for image in images]
+    for path in paths:
+        if not isinstance(path, str) or not path or "://" in path or path.startswith("data:") or "\0" in path:
+            raise UserError("images must be paths of files; download addresses and save embedded images first")
+    return paths
+
+
+def _check_tags(row: dict, images: int) -> None:
+    prompt = [turn["content"] for turn in row["messages"] if turn["role"] != "assistant"]
+    if isinstance(row.get("system"), str):
+        prompt.append(row["system"])
+    tags = sum(text.count(IMAGE_TAG) for text in prompt)
+    if tags != images:
+        raise UserError(
+            f"prompt has {tags} {IMAGE_TAG} tag(s) for {images} image(s); "
+            f"put one {IMAGE_TAG} into the prompt for each image, or mend the list of images"
+        )
+
+
+def _check_negatives(row: dict) -> int:
+    """Check the negatives of an APO row; return how many there are."""
+    given = [key for key in ("negative_messages", "rejected_response", "rejected_messages") if row.get(key) is not None]
+    if not given:
+        raise UserError("row has no negative; write negative_messages: [[{role: assistant, content: ...}], ...]")
+    if len(given) > 1:
+        raise UserError(f"row has {' and '.join(given)}; keep one of them, best negative_messages")
+    if given[0] == "rejected_response":
+        negatives = [_rejected_response(row["rejected_response"])]
+    elif given[0] == "rejected_messages":
+        negatives = [row["rejected_messages"]]
+    else:
+        negatives = row["negative_messages"]
+        if not isinstance(negatives, list) or not negatives:
+            raise UserError("negative_messages must be a list of at least one negative, each a list of turns")
+        if not all(isinstance(turns, list) for turns in negatives):
+            raise UserError(
+                "negative_messages must be a list of lists: one list of turns for each negative, "
+                "[[{role: assistant, content: ...}], [{role: assistant, content: ...}]]"
+            )
+    messages = row["messages"]
+    if sum(turn["role"] == "assistant" for turn in messages) == len(messages):
+        raise UserError("messages has no prompt; put the user's turn before the answer")
+    for place, turns in enumerate(negatives, 1):
+        name = given[0] if given[0] != "negative_messages" else f"negative {place}"
+        _check_conversation(turns, name)
+        if len(turns) > 1 and not _same_turns(turns[:-1], messages[:-1]):
+            raise UserError(f"{name}: its prompt is not that of messages; write its assistant turn alone")
+        if same_text(turns[-1]["content"], messages[-1]["content"]):
+            raise UserError(f"{name}: equals the positive answer; take this negative out")
+    return len(negatives)
+
+
+def _rejected_response(response: Any) -> list[dict]:
+    if isinstance(response, list):
+        raise UserError(
+            "rejected_response is a list, which ms-swift reads as ONE answer of several turns, not as many negatives; "
+            "write negative_messages: [[{role: assistant, content: ...}], ...], one list for each negative"
+        )
+    if not isinstance(response, str):
+        raise UserError("rejected_response must be a string; for several negatives write negative_messages")
+    return [turn("assistant", response)]
+
+
+def _same_turns(left: list[dict], right: list[dict]) -> bool:
+    return [(turn["role"], turn["content"]) for turn in left] == [(turn["role"], turn["content"]) for turn in right]
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def same_text(left: str, right: str) -> bool:
+    """Whether two texts are equal apart from white space."""
+    # Equal texts have heads of which one begins the other: this spares most pairs the work on the whole text.
+    head, other = " ".join(left[:60].split()), " ".join(right[:60].split())
+    return (head.startswith(other) or other.startswith(head)) and left.split() == right.split()

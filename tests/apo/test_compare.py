@@ -1,0 +1,276 @@
+"""scripts/compare.sh: files, resuming, failures, refusals; the engine is replaced except in the last test."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from apo import compare, student_engine
+from data import checkpoints
+from data.errors import UserError
+from data.records import read_studies
+
+ROOT = Path(__file__).parents[2]
+TEXTS = ["Small left effusion. No edema.", "Left effusion noted. No pulmonary edema.", "No effusion. No edema."]
+
+
+@pytest.fixture
+def studies(tmp_path):
+    (tmp_path / "films").mkdir()
+    rows = []
+    for i, split in enumerate(["train", "train", "validate", "test", "test", "train"]):
+        pixels = np.random.default_rng(i).integers(0, 255, (56, 56), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"films/s{i}.png")
+        trajectories = [{"teacher": t, "text": x, "status": "ok"} for t, x in zip("abc", TEXTS, strict=True)]
+        rows.append({"id": f"s{i}", "patient": f"p{i}", "source": "test", "split": split, "images": [f"films/s{i}.png"],
+                     "prompt": "A film <image>. Findings?", "trajectories": trajectories})  # fmt: skip
+    rows[4]["trajectories"] = [{"teacher": "a", "text": "", "status": "empty"}]
+    rows[5]["trajectories"] = rows[5]["trajectories"][:1] + [{"teacher": "b", "text": "I cannot.", "status": "refused"}]
+    path = tmp_path / "studies.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+class FakeStudent:
+    """Stands in for the loaded checkpoint; counts what it is asked."""
+
+    asked: list = []
+    finish = "stop"
+    stop_after = None
+    max_length = 4096
+
+    def __init__(self, info, *, backend, device, batch_size):
+        pass
+
+    def length(self, prompt, images):
+        return len(prompt.split()) + 4 * len(images)
+
+    def answer(self, prompts, *, max_new_tokens, temperature, seed):
+        for prompt, images in prompts:
+            assert len(images) == 1 and Path(images[0]).is_absolute() and prompt.count("<image>") == 1
+            FakeStudent.asked.append(images[0])
+            if FakeStudent.stop_after is not None and len(FakeStudent.asked) > FakeStudent.stop_after:
+                raise KeyboardInterrupt
+        return [("Left pleural effusion. No pulmonary edema.", FakeStudent.finish) for _ in prompts]
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(FakeStudent, "asked", [])
+    monkeypatch.setattr(FakeStudent, "finish", "stop")
+    monkeypatch.setattr(FakeStudent, "stop_after", None)
+    monkeypatch.setattr(FakeStudent, "max_length", 4096)
+    monkeypatch.setattr(student_engine, "Student", FakeStudent)
+    monkeypatch.setattr(checkpoints, "describe", lambda path, base=None: {"path": path, "kind": "full"})
+    monkeypatch.setattr(checkpoints, "fingerprint", lambda path, base=None: f"weights of {path}")
+    return FakeStudent
+
+
+def run(studies, *flags, checkpoint="student", out="out.jsonl"):
+    path = studies.parent / "made" / out
+    status = compare.main([checkpoint, str(studies), "--out", str(path), "--device", "cpu", *flags])
+    return status, path
+
+
+def load(path, root):
+    return list(read_studies(path, image_root=root))
+
+
+@pytest.mark.parametrize("strategy", ["dawid_skene", "vote"])
+def test_label_free_writes_every_study(studies, strategy, capsys):
+    status, out = run(studies, "--strategy", strategy, checkpoint="-")
+    rows = load(out, studies.parent)
+    assert status == 0 and [r["id"] for r in rows] == [f"s{i}" for i in range(6)]
+    assert [r.get("consensus") is not None for r in rows] == [True, True, True, True, False, True]
+    assert {r["consensus"]["strategy"] for r in rows if r.get("consensus")} == {strategy}
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith(strategy))
+    assert "6 studies, 5 with a consensus; without one: 1 no ok trajectory" in line
+    assert "N = 1): 1" in line and "1 empty, 1 refused" in line
+
+
+def test_input_is_left_as_it_was(studies):
+    before = studies.read_bytes()
+    _, out = run(studies, "--strategy", "vote", checkpoint="-")
+    assert studies.read_bytes() == before
+    with pytest.raises(UserError, match="is the input file"):
+        compare.main(["-", str(studies), "--out", str(studies), "--strategy", "vote"])
+    old = {r["id"]: r for r in load(studies, None)}
+    for row in load(out, studies.parent):
+        row.pop("consensus", None)
+        assert row == old[row["id"]]
+
+
+def test_split_limits_who_gets_one(studies):
+    _, out = run(studies, "--strategy", "vote", "--split", "test", checkpoint="-")
+    assert [r["id"] for r in load(out, studies.parent) if r.get("consensus")] == ["s3"]
+
+
+def test_quote_form_is_passed_on(studies):
+    _, out = run(studies, "--strategy", "vote", "--compose", "quote", checkpoint="-")
+    first = load(out, studies.parent)[0]["consensus"]
+    assert first["audit"]["compose"] == "quote"
+    assert first["text"].startswith(("Small left effusion.", "Left effusion noted."))
+
+
+def test_self_asks_each_study_once(studies, fake, capsys):
+    status, out = run(studies, "--batch-size", "2")
+    rows = load(out, studies.parent)
+    assert status == 0 and len(fake.asked) == 5  # not the one without an ok trajectory
+    assert sum(r.get("consensus") is not None for r in rows) == 5
+    assert rows[0]["consensus"]["audit"]["order"] != [] and "self: 5/5 studies" in capsys.readouterr().out
+
+
+def test_interrupted_run_goes_on_where_it_stopped(studies, fake):
+    fake.stop_after = 4
+    with pytest.raises(KeyboardInterrupt):
+        run(studies, "--batch-size", "2")
+    fake.stop_after = None
+    partial = studies.parent / "made/out.jsonl.partial.jsonl"
+    assert len(partial.read_text().splitlines()) == 4
+    with open(partial, "a") as f:
+        f.write('{"id": "s5", "key": "to')  # a torn last line
+    fake.asked.clear()
+    _, out = run(studies, "--batch-size", "2")
+    assert [Path(p).name for p in fake.asked] == ["s5.png"]
+    fake.asked.clear()
+    again = out.read_bytes()
+    run(studies, "--batch-size", "3")
+    assert fake.asked == [] and out.read_bytes() == again
+
+
+@pytest.mark.parametrize(
+    "flags, checkpoint",
+    [
+        (["--seed", "1"], "student"),
+        (["--temperature", "0.5"], "student"),
+        ([], "other"),
+        (["--max-length", "4000"], "student"),
+    ],
+)
+def test_other_settings_are_never_resumed_from(studies, fake, flags, checkpoint, capsys):
+    run(studies)
+    fake.asked.clear()
+    run(studies, *flags, checkpoint=checkpoint)
+    assert len(fake.asked) == 5 and "5 of other settings" in capsys.readouterr().out
+
+
+def test_a_changed_film_is_asked_again(studies, fake):
+    run(studies)
+    fake.asked.clear()
+    Image.new("L", (56, 56), 7).save(studies.parent / "films/s1.png")
+    run(studies)
+    assert [Path(p).name for p in fake.asked] == ["s1.png"]
+
+
+def test_failed_generations_are_counted_and_the_exit_status_says_so(studies, fake, monkeypatch, capsys):
+    answer = FakeStudent.answer
+
+    def some_fail(self, prompts, **kw):
+        texts = answer(self, prompts, **kw)
+        for k, (_, images) in enumerate(prompts):
+            if "s1.png" in images[0]:
+                texts[k] = ("  ", "stop")
+            if "s2.png" in images[0]:
+                texts[k] = (texts[k][0], "length")
+        return texts
+
+    monkeypatch.setattr(FakeStudent, "answer", some_fail)
+    status, out = run(studies)
+    assert status == 1
+    rows = {r["id"]: r for r in load(out, studies.parent)}
+    assert not rows["s1"].get("consensus") and not rows["s2"].get("consensus") and rows["s0"]["consensus"]
+    printed = capsys.readouterr().out
+    assert "1 empty" in printed and "1 cut off at --max-new-tokens" in printed and "1 no ok trajectory" in printed
+    assert run(studies, "--allow-failures")[0] == 0
+    status, out = run(studies, "--cut-off", "keep", "--allow-failures", out="kept.jsonl")
+    assert {r["id"]: r for r in load(out, studies.parent)}["s2"]["consensus"]
+
+
+def test_long_contexts_lose_whole_trajectories_and_it_is_counted(studies, fake, capsys):
+    whole = len(compare.self_prompt(load(studies, None)[0], compare.study_rng({"id": "s0"})).text.split()) + 4
+    status, out = run(studies, "--max-length", str(whole - 1 + 8), "--max-new-tokens", "8")
+    audits = [r["consensus"]["audit"] for r in load(out, studies.parent)[:4]]
+    assert status == 0 and all(len(a["dropped"]) == 1 and len(a["order"]) == 2 for a in audits)
+    assert "shortened by whole trajectories to fit the context: 4" in capsys.readouterr().out
+    with pytest.raises(UserError, match="not one consensus"):
+        run(studies, "--max-length", "20", "--max-new-tokens", "8", out="none.jsonl")
+
+
+def test_shards_cover_everything_once(studies, fake):
+    ids = []
+    for i in (1, 2, 3):
+        _, out = run(studies, "--shard", f"{i}/3", "--allow-failures", out=f"shard{i}.jsonl")
+        ids += [r["id"] for r in load(out, studies.parent)]
+    assert sorted(ids) == [f"s{i}" for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    "flags, checkpoint, complaint",
+    [
+        ([], "-", "needs a checkpoint"),
+        ([], "no/such/folder", "no such checkpoint"),
+        (["--shard", "3/2"], "-", "i/n"),
+        (["--strategy", "vote", "--shard", "1/2"], "-", "fitted on all studies"),
+        (["--strategy", "vote", "--batch-size", "0"], "-", "at least 1"),
+        (["--strategy", "vote", "--temperature", "-1"], "-", "must not be negative"),
+    ],
+)
+def test_bad_options_are_named(studies, flags, checkpoint, complaint):
+    with pytest.raises(UserError, match=complaint):
+        run(studies, *flags, checkpoint=checkpoint)
+
+
+def test_a_missing_film_is_named_before_anything_is_loaded(studies, fake):
+    (studies.parent / "films/s2.png").unlink()
+    with pytest.raises(UserError, match="s2"):
+        run(studies)
+    assert fake.asked == []
+
+
+def test_nothing_is_written_when_there_is_no_consensus_at_all(studies):
+    rows = [json.loads(x) for x in studies.read_text().splitlines()]
+    for r in rows:
+        for t in r["trajectories"]:
+            t["status"] = "refused"
+    studies.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with pytest.raises(UserError, match="not one consensus"):
+        run(studies, "--strategy", "vote", checkpoint="-")
+    assert not (studies.parent / "made/out.jsonl").exists()
+
+
+def test_launcher_reports_an_error_without_traceback(studies):
+    command = [
+        "bash",
+        str(ROOT / "scripts/compare.sh"),
+        "no/such",
+        str(studies),
+        "--out",
+        str(studies.parent / "o.jsonl"),
+    ]
+    env = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "VIRTUAL_ENV": str(Path(sys.executable).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=env)
+    assert done.returncode == 2 and done.stderr.startswith("error: no/such: no such checkpoint"), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_with_the_real_engine(studies, student_dir, capsys):
+    """A student of random weights never ends its sentence: cut off is a failure, unless asked to keep it."""
+    with pytest.raises(UserError, match="not one consensus"):
+        run(studies, "--max-new-tokens", "4", "--batch-size", "4", checkpoint=str(student_dir))
+    assert "5 cut off at --max-new-tokens" in capsys.readouterr().out
+    keep = ("--max-new-tokens", "4", "--cut-off", "keep")
+    texts = []
+    for batch, out in (("4", "four.jsonl"), ("1", "one.jsonl")):
+        status, path = run(studies, *keep, "--batch-size", batch, checkpoint=str(student_dir), out=out)
+        rows = load(path, studies.parent)
+        texts.append([r["consensus"]["text"] for r in rows if r.get("consensus")])
+        assert status == 0 and len(texts[-1]) == 5
+    assert texts[0] == texts[1]  # greedy, and a batch does not change it
+    student = student_engine.Student(checkpoints.describe(str(student_dir)))
+    film = str(studies.parent / "films/s0.png")
+    assert student.length("<image>", [film]) > student.length("", [])  # film tokens count

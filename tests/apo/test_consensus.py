@@ -1,0 +1,424 @@
+"""Consensus strategies: estimates, decisions, text, audit, and the prompt of `self`."""
+
+import random
+
+import numpy as np
+import pytest
+
+from apo import consensus
+from apo.consensus import STRATEGIES, dawid_skene, fit_dawid_skene, plain_sentence, self_prompt, study_rng, vote
+from data.findings import FIVE, LABELS, SIDELESS, read_findings, summarise
+
+TEACHERS = ("alpha", "beta-2", "gamma", "delta", "epsilon")
+
+
+def study(texts, *, name="s1", statuses=None):
+    trajectories = [
+        {"teacher": t, "text": text, "status": (statuses or {}).get(t, "ok")}
+        for t, text in zip(TEACHERS, texts, strict=False)
+    ]
+    return {
+        "id": name,
+        "patient": name,
+        "source": "test",
+        "split": "train",
+        "images": ["films/a.png"],
+        "prompt": "A chest film <image>. What is there?",
+        "trajectories": trajectories,
+    }
+
+
+def said(result):
+    return {k: v for k, v in summarise(read_findings(result["text"])).items()}
+
+
+def simulate(rng, items, sensitivity, specificity, prevalence, missing=0.0):
+    truth = rng.random(items) < prevalence
+    hit = rng.random((items, len(sensitivity)))
+    votes = np.where(truth[:, None], hit < np.array(sensitivity), hit >= np.array(specificity)).astype(np.int8)
+    votes[rng.random(votes.shape) < missing] = -1
+    return truth, votes
+
+
+# --- the estimator ---------------------------------------------------------------------------------------------------
+
+BIASED = ([0.95, 0.30, 0.35, 0.25, 0.40, 0.90, 0.45], [0.60, 0.95, 0.97, 0.93, 0.96, 0.85, 0.95])
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+def test_dawid_skene_beats_majority_and_every_teacher(missing):
+    rng = np.random.default_rng(0)
+    truth, votes = simulate(rng, 3000, *BIASED, prevalence=0.5, missing=missing)
+    found = fit_dawid_skene(votes).posterior[:, 1] > 0.5
+    majority = (votes == 1).sum(1) > (votes == 0).sum(1)
+    teachers = [(votes[:, t] == truth)[votes[:, t] >= 0].mean() for t in range(7)]
+    accuracy = (found == truth).mean()
+    assert accuracy > max(teachers)  # judged where they voted, so that a missing vote costs them nothing
+    assert accuracy > (majority == truth).mean() + 0.05
+
+
+def test_dawid_skene_recovers_sensitivity_and_specificity():
+    truth, votes = simulate(np.random.default_rng(1), 6000, *BIASED, prevalence=0.4, missing=0.1)
+    fit = fit_dawid_skene(votes)
+    np.testing.assert_allclose(fit.confusion[:, 1, 1], BIASED[0], atol=0.04)
+    np.testing.assert_allclose(fit.confusion[:, 0, 0], BIASED[1], atol=0.04)
+    np.testing.assert_allclose(fit.prevalence[1], truth.mean(), atol=0.03)
+    np.testing.assert_allclose(fit.posterior.sum(1), 1.0)
+
+
+def test_one_em_step_by_hand():
+    """Two teachers, one iteration, no prior to speak of: worked out on paper from the formulas of Dawid & Skene."""
+    votes = np.array([[1, 1], [0, 0], [1, 0]], np.int8)
+    fit = fit_dawid_skene(votes, prior=(1e-9, 1e-9), iterations=1)
+    start = np.array([(2 + 0.5) / 3, 0.5 / 3, 1.5 / 3])  # smoothed shares
+    sens = np.array([start[0] + start[2], start[0]]) / start.sum()
+    fpr = np.array([(1 - start)[0] + (1 - start)[2], (1 - start)[0]]) / (1 - start).sum()
+    prevalence = (start.sum() + 1) / (3 + 2)
+    like1 = prevalence * np.prod(np.where(votes == 1, sens, 1 - sens), axis=1)
+    like0 = (1 - prevalence) * np.prod(np.where(votes == 1, fpr, 1 - fpr), axis=1)
+    np.testing.assert_allclose(fit.posterior[:, 1], like1 / (like1 + like0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("prevalence", [0.03, 0.5, 0.97])
+@pytest.mark.parametrize("seed", range(5))
+def test_classes_never_flip(prevalence, seed):
+    truth, votes = simulate(np.random.default_rng(seed), 400, [0.7] * 5, [0.7] * 5, prevalence)
+    fit = fit_dawid_skene(votes)
+    assert (fit.confusion[:, 1, 1] + fit.confusion[:, 0, 0] - 1).mean() > 0
+    assert ((fit.posterior[:, 1] > 0.5) == truth).mean() > 0.7
+
+
+def test_a_flipped_start_is_turned_back(monkeypatch):
+    truth, votes = simulate(np.random.default_rng(3), 800, [0.8] * 5, [0.8] * 5, 0.5)
+    right = fit_dawid_skene(votes)
+    # A prior that holds every teacher for worse than chance drives EM into the mirror image; the last guard undoes it.
+    mirrored = fit_dawid_skene(votes, prior=(1.0, 3000.0))
+    assert ((mirrored.posterior[:, 1] > 0.5) == (right.posterior[:, 1] > 0.5)).mean() > 0.95
+    assert ((mirrored.posterior[:, 1] > 0.5) == truth).mean() > 0.9
+
+
+def test_an_item_without_votes_gets_the_prevalence_and_harms_nothing():
+    truth, votes = simulate(np.random.default_rng(4), 500, [0.8] * 4, [0.9] * 4, 0.3)
+    with_hole = np.vstack([votes, np.full((1, 4), -1, np.int8)])
+    fit, hole = fit_dawid_skene(votes), fit_dawid_skene(with_hole)
+    np.testing.assert_allclose(hole.posterior[:-1], fit.posterior, atol=0.02)
+    np.testing.assert_allclose(hole.posterior[-1], hole.prevalence, atol=1e-3)
+
+
+def test_order_of_items_and_teachers_does_not_matter():
+    _, votes = simulate(np.random.default_rng(5), 300, *BIASED, prevalence=0.4, missing=0.2)
+    items, teachers = np.random.default_rng(6).permutation(300), np.random.default_rng(7).permutation(7)
+    a, b = fit_dawid_skene(votes), fit_dawid_skene(votes[items][:, teachers])
+    np.testing.assert_allclose(a.posterior[items], b.posterior, atol=1e-4)
+    np.testing.assert_allclose(a.confusion[teachers], b.confusion, atol=1e-4)
+
+
+def test_votes_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="votes must be"):
+        fit_dawid_skene(np.array([[0, 2]]))
+
+
+def test_three_classes_find_the_teacher_who_swaps_sides():
+    rng = np.random.default_rng(8)
+    truth = rng.integers(0, 3, 900)
+    votes = np.stack([np.where(rng.random(900) < q, truth, rng.integers(0, 3, 900)) for q in (0.9, 0.8, 0.8)], 1)
+    swapping = np.where(truth == 2, 2, 1 - truth)
+    votes = np.concatenate([votes, swapping[:, None]], 1).astype(np.int8)
+    fit = fit_dawid_skene(votes, 3)
+    assert fit.confusion[3, 0, 1] > 0.9 and fit.confusion[3, 1, 0] > 0.9
+    assert (fit.posterior.argmax(1) == truth).mean() > 0.95
+
+
+# --- decisions ------------------------------------------------------------------------------------------------------
+
+
+def test_majority_and_tie():
+    (result,) = vote([study(["Left effusion. No edema."] * 2 + ["No effusion. No edema."] * 2)])
+    assert said(result) == {"Pleural Effusion": ("absent", None), "Edema": ("absent", None)}
+    (result,) = vote([study(["Left effusion."] * 3 + ["No effusion."] * 2)])
+    assert said(result) == {"Pleural Effusion": ("present", "left")}
+
+
+def test_tied_side_is_not_named():
+    (result,) = vote([study(["Left effusion.", "Right effusion.", "Effusion."])])
+    assert said(result) == {"Pleural Effusion": ("present", None)}
+
+
+def test_unsupported_finding_is_dropped_and_nothing_is_denied_that_nobody_denied():
+    (result,) = vote([study(["Left effusion. Right pneumothorax.", "Left effusion.", "Left effusion."])])
+    assert said(result) == {"Pleural Effusion": ("present", "left")}
+    entry = result["audit"]["findings"]["Pneumothorax"]
+    assert entry["state"] == "absent" and not entry["stated"]
+    assert entry["votes"] == {"present": 1, "absent": 0, "uncertain": 0, "silent": 2}
+
+
+@pytest.mark.parametrize("name", ["vote", "dawid_skene"])
+def test_refused_and_failed_trajectories_do_not_vote(name):
+    texts = ["Left effusion.", "No effusion.", "As an AI, I cannot interpret medical images.", "No effusion."]
+    (result,) = STRATEGIES[name]([study(texts, statuses={"beta-2": "truncated", "delta": "filtered"})])
+    assert said(result) == {"Pleural Effusion": ("present", "left")}  # N = 1 is allowed
+    assert result["audit"]["unheard"] == {"beta-2": "truncated", "gamma": "refused", "delta": "filtered"}
+
+
+@pytest.mark.parametrize("name", ["vote", "dawid_skene"])
+def test_no_consensus_where_nothing_can_be_said(name):
+    nothing = [
+        study([]),
+        study(["Left effusion."], statuses={"alpha": "empty"}),
+        study(["The film is rotated."]),
+        study(["Left effusion."]),
+    ]
+    assert [r is None for r in STRATEGIES[name](nothing)] == [True, True, True, False]
+
+
+def test_only_uncertain_stays_uncertain():
+    (result,) = vote([study(["Possible left effusion.", "Left effusion cannot be excluded."])])
+    assert said(result) == {"Pleural Effusion": ("uncertain", "left")}
+
+
+def test_normal_cannot_stand_beside_a_finding():
+    normal = "No acute cardiopulmonary abnormality."
+    (result,) = vote([study([f"{normal} Left effusion.", f"{normal} Left effusion.", "Left effusion."])])
+    assert said(result) == {"Pleural Effusion": ("present", "left")}
+    (result,) = vote([study([normal, normal])])
+    assert said(result) == {"No Finding": ("present", None)}
+
+
+def cohort(seed, n=400):
+    """Five teachers of known rates, who always speak of three findings; (studies, truth)."""
+    rng = np.random.default_rng(seed)
+    names = {"Pleural Effusion": "pleural effusion", "Edema": "pulmonary edema", "Consolidation": "consolidation"}
+    sens, spec, sides = [0.95, 0.3, 0.35, 0.9, 0.3], [0.7, 0.95, 0.95, 0.8, 0.95], [0.95, 0.9, 0.9, 0.95, 0.1]
+    forms = ("{}.", "There is {}.", "- **{}** is seen.", "{} noted.", "{} is evident.")
+    studies, truth = [], []
+    for s in range(n):
+        facts = {k: str(rng.choice(["left", "right"])) if rng.random() < 0.5 else None for k in names}
+        texts = []
+        for t in range(5):
+            lines = []
+            for label, side in facts.items():
+                present = rng.random() < (sens[t] if side else 1 - spec[t])
+                told = side or "left"
+                told = told if rng.random() < sides[t] else {"left": "right", "right": "left"}[told]
+                phrase = f"{told} {names[label]}" if present else f"no {names[label]}"
+                lines.append(forms[t].format(phrase[0].upper() + phrase[1:] if forms[t][0] != "T" else phrase))
+            texts.append("\n".join(lines))
+        studies.append(study(texts, name=f"s{s}"))
+        truth.append(facts)
+    return studies, truth
+
+
+def accuracy(readings, truth):
+    pairs = [(r.get(k, ("absent",)), side) for r, f in zip(readings, truth, strict=True) for k, side in f.items()]
+    right = [said[0] == ("present" if side else "absent") for said, side in pairs]
+    return float(np.mean(right))
+
+
+def test_consensus_beats_majority_and_the_best_teacher_end_to_end():
+    studies, truth = cohort(0)
+    modelled = accuracy([said(r) for r in dawid_skene(studies)], truth)
+    majority = accuracy([said(r) for r in vote(studies)], truth)
+    texts = [[s["trajectories"][t]["text"] for s in studies] for t in range(5)]
+    teachers = [accuracy([summarise(read_findings(text)) for text in one], truth) for one in texts]
+    assert modelled > max(teachers) + 0.02 and modelled > majority + 0.05
+
+
+def test_strategies_never_look_at_labels_or_reports():
+    studies, _ = cohort(1, n=60)
+    plain = dawid_skene(studies)
+    for s in studies:
+        s["findings"] = {"Edema": {"state": "present", "side": None}}
+        s["report"] = "Bilateral pneumothorax."
+    assert dawid_skene(studies) == plain
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_plain_sentences_are_read_back(label):
+    for state in ("present", "absent", "uncertain"):
+        for side in (None, "left", "right", "bilateral"):
+            if (label in SIDELESS and side) or (state == "absent" and (side or label == "No Finding")):
+                continue
+            assert summarise(read_findings(plain_sentence(label, state, side))) == {label: (state, side)}
+
+
+@pytest.mark.parametrize("compose", ["plain", "quote"])
+@pytest.mark.parametrize("name", ["vote", "dawid_skene"])
+def test_text_says_the_decisions_and_nothing_else(name, compose):
+    studies, _ = cohort(2, n=80)
+    for result in STRATEGIES[name](studies, compose=compose):
+        decided = {k: (v["state"], v["side"]) for k, v in result["audit"]["findings"].items() if v["stated"]}
+        assert said(result) == decided
+        for start, end, label, _ in result["audit"]["consensus_spans"]:
+            alone = summarise(read_findings(result["text"][start:end]))
+            assert alone[label] == decided[label]
+
+
+def test_labels_stand_in_fixed_order():
+    text = (
+        "Cardiomegaly. Left pneumothorax. No edema. Right consolidation. No effusion. No pneumonia. Left atelectasis."
+    )
+    (result,) = dawid_skene([study([text, text])])
+    assert result["text"] == (
+        "Right consolidation. No pleural effusion. No pneumonia. Left pneumothorax. No pulmonary edema. "
+        "Left atelectasis. Cardiomegaly."
+    )
+    assert FIVE == ("Consolidation", "Pleural Effusion", "Pneumonia", "Pneumothorax", "Edema")
+
+
+def test_plain_form_does_not_depend_on_who_said_it():
+    words = ["Left effusion.", "- **Left-sided** pleural effusion is noted", "On the left there is a pleural effusion."]
+    texts = {vote([study([w])])[0]["text"] for w in words}
+    assert texts == {"Left pleural effusion."}
+
+
+def test_quotes_are_the_teachers_sentences():
+    texts = ["There is a small left effusion.", "* **No effusion** on this film", "Small effusion on the left side."]
+    (result,) = vote([study(texts)], compose="quote")
+    assert result["text"] in (texts[0], texts[2])
+    assert result["audit"]["findings"]["Pleural Effusion"]["source"] in ("alpha", "gamma")
+
+
+def test_a_sentence_against_the_decisions_is_never_quoted():
+    texts = [
+        "Left effusion with right pneumothorax.",
+        "Effusion is present on the left.",
+        "No pneumothorax. Left effusion.",
+    ]
+    (result,) = vote([study(texts)], compose="quote")
+    assert "right pneumothorax" not in result["text"]
+    assert said(result) == {"Pleural Effusion": ("present", "left"), "Pneumothorax": ("absent", None)}
+
+
+def test_template_stands_in_and_is_marked():
+    text = "**Pleural effusion:**\n- Blunted on the left."  # the bullet alone does not name the finding
+    (result,) = vote([study([text])], compose="quote")
+    assert result["text"] == "Left pleural effusion."
+    assert result["audit"]["findings"]["Pleural Effusion"]["source"] == "template"
+
+
+def test_quote_keeps_markup_and_special_tokens_out():
+    texts = ["✔ **Effusion** on the left <image> seen.", "- *Left* effusion,\n  which is  small"]
+    (result,) = vote([study(texts)], compose="quote")
+    assert result["text"] == "Left effusion, which is small."
+
+
+def test_unknown_compose_is_refused():
+    with pytest.raises(ValueError, match="plain or quote"):
+        vote([study(["Left effusion."])], compose="pretty")
+
+
+# --- audit ----------------------------------------------------------------------------------------------------------
+
+
+def test_audit_is_complete():
+    texts = [
+        "Left effusion. Cardiomegaly.",
+        "Right effusion. Cardiomegaly.",
+        "Left effusion.",
+        "Possible left effusion.",
+    ]
+    (result,) = dawid_skene([study(texts, statuses={})], compose="plain")
+    audit = result["audit"]
+    effusion = audit["findings"]["Pleural Effusion"]
+    assert effusion["said"] == {
+        "alpha": ["present", "left"],
+        "beta-2": ["present", "right"],
+        "gamma": ["present", "left"],
+        "delta": ["uncertain", "left"],
+    }
+    assert (effusion["state"], effusion["side"], effusion["stated"]) == ("present", "left", True)
+    assert effusion["votes"] == {"present": 3, "absent": 0, "uncertain": 1, "silent": 0}
+    assert effusion["sides"] == {"left": 2, "right": 1} and 0.5 < effusion["posterior"] <= 1
+    assert effusion["corrected"] == ["beta-2"] and effusion["source"] == "template"
+    marks = {
+        (teacher, texts[TEACHERS.index(teacher)][start:end]): mark
+        for teacher, spans in audit["spans"].items()
+        for start, end, label, mark in spans
+        if label == "Pleural Effusion"
+    }
+    assert marks == {
+        ("alpha", "Left effusion."): "consistent",
+        ("beta-2", "Right effusion."): "conflict",
+        ("gamma", "Left effusion."): "consistent",
+        ("delta", "Possible left effusion."): "uncertain",
+    }
+    spans = {label: (result["text"][a:b], mark) for a, b, label, mark in audit["consensus_spans"]}
+    assert spans["Pleural Effusion"] == ("Left pleural effusion.", "corrected")
+    assert set(spans) == {k for k, v in audit["findings"].items() if v["stated"]}
+
+
+# --- self -----------------------------------------------------------------------------------------------------------
+
+
+def seven(name="s1"):
+    s = study([], name=name)
+    s["trajectories"] = [
+        {"teacher": f"Model-{c}", "text": f"As Model-{c}, I see finding {c}.", "status": "ok"} for c in "ABCDEFG"
+    ]
+    s["trajectories"][2]["status"] = "refused"
+    return s
+
+
+def test_prompt_holds_all_ok_trajectories_and_no_name():
+    prompt = self_prompt(seven(), study_rng(seven()))
+    assert prompt.text.startswith(seven()["prompt"]) and prompt.text.count("<image>") == 1
+    for c in "ABDEFG":
+        assert f"finding {c}." in prompt.text
+    assert "finding C." not in prompt.text  # refused
+    assert "Model-" not in prompt.text and "6 independent readings" in prompt.text
+    assert sorted(prompt.order) == [f"Model-{c}" for c in "ABDEFG"] and prompt.dropped == []
+
+
+def test_prompt_is_deterministic_and_differs_by_study_and_seed():
+    first = self_prompt(seven("s1"), study_rng(seven("s1"), 0))
+    assert first == self_prompt(seven("s1"), study_rng(seven("s1"), 0))
+    orders = {tuple(self_prompt(seven(f"s{i}"), study_rng(seven(f"s{i}"), 0)).order) for i in range(20)}
+    assert len(orders) > 10
+    assert len({tuple(self_prompt(seven(), study_rng(seven(), seed)).order) for seed in range(20)}) > 10
+
+
+def test_every_teacher_takes_every_place():
+    first = [self_prompt(seven(f"s{i}"), study_rng(seven(f"s{i}"))).order[0] for i in range(600)]
+    assert all(60 < first.count(f"Model-{c}") < 140 for c in "ABDEFG")
+
+
+def test_whole_trajectories_are_dropped_from_the_end_of_the_order():
+    full = self_prompt(seven(), random.Random(1))
+    short = self_prompt(seven(), random.Random(1), length=len, limit=len(full.text) - 1)
+    assert short.order + short.dropped == full.order and len(short.dropped) == 1
+    assert "5 independent readings" in short.text and len(short.text) < len(full.text)
+    kept = {name[-1] for name in short.order}
+    assert {c for c in "ABDEFG" if f"finding {c}." in short.text} == kept  # whole ones, none in part
+    assert self_prompt(seven(), random.Random(1), length=len, limit=100) is None
+
+
+def test_no_prompt_without_an_ok_trajectory():
+    s = seven()
+    for t in s["trajectories"]:
+        t["status"] = "empty"
+    assert self_prompt(s, random.Random(0)) is None
+
+
+def test_tags_in_a_trajectory_cannot_add_a_film():
+    s = seven()
+    s["trajectories"][0]["text"] = "See <image> and <|im_end|>."
+    text = self_prompt(s, random.Random(0)).text
+    assert text.count("<image>") == 1 and "<|im_end|>" not in text
+
+
+def test_self_result_is_audited():
+    s = study(["Left effusion.", "Right effusion.", "No edema."])
+    prompt = self_prompt(s, study_rng(s))
+    result = consensus.self_result(s, prompt, "Left pleural effusion. No pneumonia.")
+    audit = result["audit"]
+    assert result["strategy"] == "self" and audit["order"] == prompt.order and audit["dropped"] == []
+    assert audit["findings"]["Pleural Effusion"]["corrected"] == ["beta-2"]
+    assert audit["findings"]["Pneumonia"]["said"] == {}  # its own addition shows
+    assert audit["findings"]["Edema"]["state"] is None and not audit["findings"]["Edema"]["stated"]
+    assert [result["text"][a:b] for a, b, label, _ in audit["consensus_spans"]] == [
+        "Left pleural effusion.",
+        "No pneumonia.",
+    ]

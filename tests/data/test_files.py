@@ -1,0 +1,208 @@
+import json
+import os
+import stat
+
+import pytest
+
+from data.errors import Problems, UserError, run_cli
+from data.files import append_jsonl, atomic_open, dump_line, read_jsonl, sha256_file, write_atomic
+
+
+def lines(tmp_path, raw):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(raw)
+    return path
+
+
+def refused(path, **options):
+    with pytest.raises(UserError) as caught:
+        list(read_jsonl(path, **options))
+    return str(caught.value)
+
+
+def test_write_atomic_replaces_text_and_bytes_and_makes_folders(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    write_atomic(path, "é\n")
+    assert path.read_bytes() == "é\n".encode()
+    write_atomic(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    assert os.listdir(path.parent) == ["file.txt"]
+
+
+def test_a_failure_half_way_leaves_the_old_file_and_no_litter(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_open(path) as out:
+        out.write(b"new" * 1_000_000)
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(UserError, match="file.txt: No space left on device; make room, the file is unchanged"):
+        write_to_full_disk(path)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def write_to_full_disk(path):
+    with atomic_open(path):
+        raise OSError(28, "No space left on device")
+
+
+def test_atomic_write_keeps_mode_and_follows_links(tmp_path):
+    real = tmp_path / "real.txt"
+    real.write_text("old")
+    real.chmod(0o640)
+    link = tmp_path / "link.txt"
+    link.symlink_to(real)
+    write_atomic(link, "new")
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+
+
+def test_a_new_file_obeys_the_umask(tmp_path):
+    old = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "file.txt", "x")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == 0o640
+
+
+def test_atomic_write_refuses_folders_and_devices(tmp_path):
+    with pytest.raises(UserError, match="is not a regular file; name a file to write"):
+        write_atomic(tmp_path, "x")
+    with pytest.raises(UserError, match="/dev/null: is not a regular file"):
+        write_atomic("/dev/null", "x")
+
+
+def test_a_path_below_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be written .* choose another place"):
+        write_atomic(tmp_path / "file" / "below.txt", "x")
+
+
+def test_read_jsonl_numbers_lines_and_passes_over_blank_ones(tmp_path):
+    path = lines(tmp_path, b'\xef\xbb\xbf{"a": 1}\r\n\n  \n{"b": "\xc3\xa9"}')
+    assert list(read_jsonl(path)) == [(1, {"a": 1}), (4, {"b": "é"})]
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b'{"a": 1}\n{"a": "caf\xe9"}\n', r":2: byte 11 of the line \(0xe9\) is not UTF-8; save the file as UTF-8"),
+        (b'{"a": 1}\n{"a": }\n', r":2: not JSON at column 7 .*; write one JSON value on each line"),
+        (b'[\n {"a": 1}\n]\n', r":1: not JSON .*one indented JSON document: write one object a line \(jq"),
+        (b'{"a": NaN}\n', ":1: NaN is not JSON; write a number or null"),
+        (b'{"a": -Infinity}\n', ":1: -Infinity is not JSON; write a number or null"),
+        (b'{"a": 1e999}\n', ":1: number 1e999 is too large for a float"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}\n', ":1: key 'c' stands twice in one object; keep one"),
+        (b"[" * 100_000 + b"\n", ":1: nested too deeply to read"),
+        (b"1" * 5_000 + b"\n", ":1: Exceeds the limit"),
+        (b'{"a": "x\x01"}\n', ":1: not JSON .*Invalid control character"),
+    ],
+)
+def test_read_jsonl_names_file_line_and_remedy(tmp_path, raw, message):
+    with pytest.raises(UserError, match=r"rows\.jsonl" + message):
+        list(read_jsonl(lines(tmp_path, raw)))
+
+
+def test_missing_file_and_folder(tmp_path):
+    assert "none.jsonl: cannot be read (No such file or directory); check the path" in refused(tmp_path / "none.jsonl")
+    assert "is a folder; name a file" in refused(tmp_path)
+
+
+def test_torn_last_line_is_refused_in_input_and_dropped_aloud_in_a_log(tmp_path, capsys):
+    path = lines(tmp_path, b'{"a": 1}\n{"a": "\xc3')
+    assert "rows.jsonl:2: " in refused(path)
+    assert "it is the last line and has no newline: cut off?" in refused(path)
+    assert list(read_jsonl(path, torn="drop")) == [(1, {"a": 1})]
+    assert "rows.jsonl:2: last line cut off by an interruption; left out" in capsys.readouterr().err
+
+
+def test_a_bad_line_with_its_newline_is_no_torn_line(tmp_path):
+    assert ":2: not JSON" in refused(lines(tmp_path, b'{"a": 1}\n{"a": \n'), torn="drop")
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_append_after_an_interruption_at_any_byte(tmp_path, capsys, cut):
+    whole = b'{"a": "\xc3\xa9"}\n'  # 12 bytes
+    path = lines(tmp_path, b'{"first": 0}\n' + whole[:cut])
+    append_jsonl(path, {"b": 2})
+    kept = [{"a": "é"}] if cut == 11 else []
+    assert [row for _, row in read_jsonl(path)] == [{"first": 0}, *kept, {"b": 2}]
+    assert ("last line cut off" in capsys.readouterr().err) == (cut != 11)
+
+
+def test_append_finds_the_start_of_a_long_torn_line(tmp_path):
+    path = lines(tmp_path, b'{"first": 0}\n{"a": "' + b"x" * 200_000)
+    append_jsonl(path, {"b": 2})
+    assert [row for _, row in read_jsonl(path)] == [{"first": 0}, {"b": 2}]
+
+
+def test_append_makes_the_file_and_its_folder(tmp_path):
+    path = tmp_path / "deep" / "log.jsonl"
+    append_jsonl(path, {"a": "é"})
+    append_jsonl(path, {"a": 2})
+    assert path.read_bytes() == '{"a": "é"}\n{"a": 2}\n'.encode()
+
+
+def test_append_to_a_folder_is_a_clear_error(tmp_path):
+    with pytest.raises(UserError, match="cannot be appended to"):
+        append_jsonl(tmp_path, {})
+
+
+def test_dump_line_refuses_nan():
+    with pytest.raises(ValueError, match="Out of range float values"):
+        dump_line({"a": float("nan")})
+
+
+def test_sha256_file(tmp_path):
+    path = lines(tmp_path, b"abc")
+    assert sha256_file(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_problems_lists_the_first_ones_and_counts_all():
+    problems = Problems("f.jsonl", shown=2)
+    problems.refuse()
+    problems.add("f.jsonl:1: a")
+    with pytest.raises(UserError, match=r"^f\.jsonl:1: a$"):
+        problems.refuse()
+    problems.add("f.jsonl:2: b")
+    problems.add("f.jsonl:3: c")
+    with pytest.raises(UserError) as caught:
+        problems.refuse()
+    assert str(caught.value) == "f.jsonl: 3 problems, the first 2:\n  f.jsonl:1: a\n  f.jsonl:2: b"
+
+
+@pytest.mark.parametrize(("error", "status"), [(UserError("file:3: bad"), 2), (KeyboardInterrupt(), 130)])
+def test_run_cli_turns_errors_into_a_line_and_a_status(capsys, error, status):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_cli(main)
+    assert caught.value.code == status
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    assert shown == ("error: file:3: bad\n" if status == 2 else "interrupted\n")
+
+
+def test_run_cli_passes_the_status_on_and_hides_no_defect():
+    with pytest.raises(SystemExit) as caught:
+        run_cli(lambda: None)
+    assert caught.value.code == 0
+    with pytest.raises(ZeroDivisionError):
+        run_cli(lambda: 1 // 0)
+
+
+def test_rows_round_trip(tmp_path):
+    row = {"text": 'line\u2028separator "quoted" \\ é \U0001fac1', "n": 1.5, "none": None}
+    path = lines(tmp_path, dump_line(row) * 2)
+    assert [found for _, found in read_jsonl(path)] == [row, row]
+    assert json.loads(path.read_bytes().splitlines()[0]) == row
