@@ -12,8 +12,12 @@ import torch
 from swift.template.base import MaxLengthError, Template
 from swift.template.template_inputs import StdTemplateInputs, TemplateInputs
 
+from apo import options
+from apo.reference_cache import response_keys
+
 MEDIA_TAGS = ("<image>", "<video>", "<audio>")
 # Whatever has one entry a token; all other keys of an encoded row belong to the film.
+GROUP_KEYS = ("responses", "response_keys", "length", "lengths")
 SEQUENCE_KEYS = ("input_ids", "labels", "loss_scale", "mm_token_type_ids", "token_type_ids")
 
 
@@ -94,8 +98,17 @@ def encode_group(template: Template, inputs: TemplateInputs) -> dict[str, Any]:
         if encoded.get(key) is not None and key not in ("labels", "loss_scale"):
             group[key] = encoded[key][..., :start] if isinstance(encoded[key], torch.Tensor) else encoded[key][:start]
     group["responses"] = responses
+    if options.resolve().cache_dir:
+        group["response_keys"] = response_keys(group)
     group["length"] = longest
     return group
+
+
+def batch_keys(groups: list[dict[str, Any]]) -> tuple[str, ...] | None:
+    """Names of all responses in the reference cache, study by study; None without a cache."""
+    if not all("response_keys" in group for group in groups):
+        return None
+    return tuple(key for group in groups for key in group["response_keys"])
 
 
 class Batch(NamedTuple):
@@ -104,14 +117,16 @@ class Batch(NamedTuple):
     `index`: [K] positions in the flattened [B * L] of the states that predict the response tokens; a response's first
     token is predicted by the last prefix token. `targets`: [K] token ids. `response`: [K] number of the response,
     0..S-1, study by study, consensus first. `group_sizes`: responses a study. `shapes`: for the shared layout, by row
-    (prefix length, length of response 0, of response 1, ...); None for plain rows.
+    (prefix length, length of response 0, of response 1, ...); None for plain rows. `keys`: [S] names of the responses
+    in the reference cache; None without one.
     """
 
     index: torch.Tensor
     targets: torch.Tensor
     response: torch.Tensor
     group_sizes: list[int]
-    shapes: tuple[tuple[int, ...], ...] | None
+    shapes: tuple[tuple[int, ...], ...] | None = None
+    keys: tuple[str, ...] | None = None
 
 
 # Where a Batch travels inside ms-swift's batch dictionaries, which move plain tensors between devices.
@@ -125,7 +140,7 @@ def pack_batch(batch: Batch) -> dict[str, Any]:
 
 def unpack_batch(inputs: dict[str, Any]) -> Batch:
     """Take the Batch out of a collated dictionary; what remains are the model's own arguments."""
-    return Batch(**{"shapes": None, **inputs.pop(BATCH_KEY)})
+    return Batch(**inputs.pop(BATCH_KEY))
 
 
 def token_ratio(groups: list[dict[str, Any]]) -> float:
@@ -153,7 +168,7 @@ def _indices(starts: list[tuple[int, int]], groups: list[dict[str, Any]]) -> dic
 
 def _prefix_row(group: dict[str, Any], suffix: list[int] = ()) -> dict[str, Any]:
     """A stock encoded row: the prefix, continued by `suffix`."""
-    row = {key: value for key, value in group.items() if key not in ("responses", "length", "lengths")}
+    row = {key: value for key, value in group.items() if key not in GROUP_KEYS}
     row["input_ids"] = [*group["input_ids"], *suffix]
     types = row.get("mm_token_type_ids")
     if types is not None and suffix:
@@ -176,7 +191,7 @@ def collate_rows(template: Template, groups: list[dict[str, Any]]) -> tuple[dict
     prefixes = [len(group["input_ids"]) for group in groups for _ in group["responses"]]
     starts = [(row * width + p - 1, row * width + p) for row, p in enumerate(prefixes)]
     sizes = [len(group["responses"]) for group in groups]
-    return inputs, Batch(**_indices(starts, groups), group_sizes=sizes, shapes=None)
+    return inputs, Batch(**_indices(starts, groups), group_sizes=sizes)
 
 
 def collate_shared(template: Template, groups: list[dict[str, Any]]) -> tuple[dict[str, Any], Batch]:

@@ -25,6 +25,8 @@ class Options(NamedTuple):
     `attention`: how a shared row attends. `mask`: one dense L x L mask. `split`: prefix and responses one by one,
         nothing L x L. `auto`: split, or mask under `--attn_impl eager`.
     `one_look`: run a frozen vision tower once for policy and reference together.
+    `cache_dir`: folder of reference log-probs (apo/reference_cache.py); what is in it is read. Empty: no cache.
+    `cache_only`: fill and verify `cache_dir` for all training and validation rows, then stop without training.
     """
 
     layout: str = "auto"
@@ -32,6 +34,8 @@ class Options(NamedTuple):
     attention: str = "auto"
     chunk_size: int = 256
     one_look: bool = True
+    cache_dir: str = ""
+    cache_only: bool = False
 
 
 def _boolean(text: str) -> bool:
@@ -67,6 +71,8 @@ PARSERS = {
     "attention": _one_of("auto", "mask", "split"),
     "chunk_size": _positive(int),
     "one_look": _boolean,
+    "cache_dir": str,
+    "cache_only": _boolean,
 }
 
 
@@ -103,7 +109,10 @@ def resolve(environ: Mapping[str, str] | None = None) -> Options:
             values[name] = PARSERS[name](text)
         except ValueError as error:
             raise ValueError(f"apo_{name}={text!r}: {error}") from None
-    return Options(**values)
+    resolved = Options(**values)
+    if resolved.cache_only and not resolved.cache_dir:
+        raise ValueError("apo_cache_only=true needs apo_cache_dir, the folder to fill")
+    return resolved
 
 
 def write_options(options: Options, output_dir: str | os.PathLike, **resolved) -> None:

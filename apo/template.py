@@ -46,7 +46,7 @@ class GroupTemplateMixin:
             chosen.layout == "auto" and group.token_ratio(batch) >= chosen.shared_min_ratio
         )
         inputs, layout = (group.collate_shared if shared else group.collate_rows)(self, batch)
-        inputs[group.BATCH_KEY] = group.pack_batch(layout)
+        inputs[group.BATCH_KEY] = group.pack_batch(layout._replace(keys=group.batch_keys(batch)))
         return inputs
 
     def _post_encode(self, model, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -9,15 +9,19 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from swift.rlhf_trainers import DPOTrainer
 from swift.trainers import TrainerFactory
 from swift.utils import get_logger
 from torch import nn
+from tqdm import tqdm
+from transformers.trainer_utils import TrainOutput
 
 from apo import group, options
 from apo.attention import SHAPES_KEY, refuse_sliding_window, use_split_attention
 from apo.head import logps_head
 from apo.loss import group_metrics, plackett_luce
+from apo.reference_cache import ReferenceCache, reference_parameters, weights_digest
 from apo.vision import is_frozen, one_look, same_weights
 
 LOSS_TYPE = "plackett_luce"
@@ -85,6 +89,7 @@ class APOTrainer(DPOTrainer):
         if self.groups:
             self._settle_attention()
             self._settle_vision()
+            self.cache = self._open_cache()
             if self.is_world_process_zero():
                 options.write_options(
                     self.options,
@@ -110,7 +115,7 @@ class APOTrainer(DPOTrainer):
                 if kind == "split":
                     use_split_attention(model)
         self.options = self.options._replace(attention=kind)
-        self.additive_mask = implementation == "eager"
+        self.attn_implementation = implementation
 
     def _settle_vision(self) -> None:
         towers = []
@@ -133,8 +138,9 @@ class APOTrainer(DPOTrainer):
         if batch.shapes is not None and self.options.attention == "split":
             inputs[SHAPES_KEY] = batch.shapes
         elif batch.shapes is not None:
+            additive = unwrapped.dtype if self.attn_implementation == "eager" else None
             segments = group.row_segments(batch.shapes, inputs["input_ids"].shape[1], inputs["input_ids"].device)
-            inputs["attention_mask"] = group.shared_mask(segments, unwrapped.dtype if self.additive_mask else None)
+            inputs["attention_mask"] = group.shared_mask(segments, additive)
         with logps_head(unwrapped, batch.index, batch.targets, self.options.chunk_size):
             outputs = model(**inputs, use_cache=False)
         return sum_responses(outputs.logits.flatten(), batch)
@@ -150,6 +156,84 @@ class APOTrainer(DPOTrainer):
                 with self.null_ref_context():
                     # Without its distributed wrapper: this pass has no gradients to synchronise.
                     yield self.accelerator.unwrap_model(self.model)
+
+    def _reference_sums(self, inputs: dict[str, Any], batch: group.Batch) -> torch.Tensor:
+        """[S] float64 log-probs of the responses under the reference, from the cache where they are in it."""
+        if self.cache is None:
+            with self._reference() as model:
+                return self._forward_logps(model, inputs, batch).sums
+        counts = torch.bincount(batch.response, minlength=sum(batch.group_sizes)).tolist()
+        found = self.cache.lookup(batch.keys, counts)
+        if found is not None:
+            return torch.tensor(found, dtype=torch.float64, device=batch.index.device)
+        with self._reference() as model:
+            sums = self._forward_logps(model, inputs, batch).sums
+        self.cache.append(batch.keys, sums.tolist(), counts)
+        return sums
+
+    def _open_cache(self) -> ReferenceCache | None:
+        if not self.options.cache_dir:
+            return None
+        reference = self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model)
+        parameters = reference_parameters(reference, self.ref_adapter_name)
+        identity = {
+            "weights": weights_digest(parameters),
+            "dtype": str(reference.dtype),
+            "autocast": str(self._peft_has_been_casted_to_bf16 or self.accelerator.mixed_precision),
+            "attention": f"{self.options.layout} {self.options.attention} {self.attn_implementation}",
+            "template": self.template.template_meta.template_type,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+        cache = ReferenceCache(self.options.cache_dir, identity)
+        state = "complete" if cache.complete else f"{len(cache.logps)} responses so far"
+        logger.info(f"APO: reference cache {cache.folder}: {state}")
+        return cache
+
+    def train(self, *args, **kwargs):
+        if self.groups and self.options.cache_only:
+            return self._fill_cache()
+        result = super().train(*args, **kwargs)
+        if self.groups and self.cache is not None:
+            self.cache.sync()
+            logger.info(f"APO: reference cache: {self.cache.hits} responses read, {self.cache.computed} computed")
+        return result
+
+    def _fill_cache(self) -> TrainOutput:
+        """Compute and verify the reference log-probs of all training and validation rows; each rank takes its share."""
+        self.template.register_post_encode_hook(
+            [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
+        )
+        if self.ref_model is None:
+            self.accelerator.unwrap_model(self.model).to(self.args.device)  # training would have done so later
+        loaders = [self.get_train_dataloader()]
+        if self.eval_dataset is not None:
+            loaders.append(self.get_eval_dataloader())
+        seen: set[str] = set()
+        visited = 0
+        for loader in loaders:
+            for inputs in tqdm(loader, desc="reference", disable=not self.is_world_process_zero()):
+                inputs = dict(self._prepare_inputs(inputs))
+                batch = group.unpack_batch(inputs)
+                self._reference_sums(inputs, batch)
+                seen.update(batch.keys)
+                visited += len(batch.group_sizes)
+        self.cache.sync()
+        self.accelerator.wait_for_everyone()
+        self.cache.reload()
+        lost = len(seen - self.cache.logps.keys())
+        studies = sum(len(loader.dataset) for loader in loaders)
+        totals = torch.tensor([lost, visited], device=self.accelerator.device)
+        lost, visited = self.accelerator.reduce(totals, reduction="sum").tolist()
+        if lost or visited < studies:
+            raise ValueError(
+                f"reference cache {self.cache.folder}: {lost} response(s) not found again, {visited} of {studies} "
+                "studies visited; are all ranks on one file system and dataloader_drop_last false? Run it again"
+            )
+        if self.is_world_process_zero():
+            self.cache.mark_complete()
+        logger.info(f"APO: reference cache {self.cache.folder} is complete: {len(self.cache.logps)} responses")
+        return TrainOutput(0, 0.0, {})
 
     def get_batch_loss_metrics(self, model, batch, train_eval="train", pair_loss_scale=None):
         """Mean loss of a micro-batch of studies, and its metrics averaged over studies and ranks."""
@@ -167,12 +251,11 @@ class APOTrainer(DPOTrainer):
             )
         layout = group.unpack_batch(inputs)
         with one_look(self.shared_towers) if self.shared_towers else nullcontext():
-            with self._reference() as reference_model:
-                reference = self._forward_logps(reference_model, inputs, layout)
+            reference_sums = self._reference_sums(inputs, layout)
             policy = self._forward_logps(model, inputs, layout)
         result = plackett_luce(
             policy.sums,
-            reference.sums,
+            reference_sums,
             layout.group_sizes,
             beta=self.beta,
             label_smoothing=self.args.label_smoothing,

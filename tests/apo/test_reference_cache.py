@@ -1,0 +1,160 @@
+"""The reference cache: exact, resumable, and never silently wrong."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from apo.reference_cache import ReferenceCache, reference_parameters, response_keys, weights_digest
+from tests.apo.cases import column, make_rows, train, write_rows
+
+IDENTITY = {"weights": "abc", "dtype": "float32"}
+KEYS, LOGPS, COUNTS = ["k1", "k2", "k3"], [-1.25, -300.123456789012345, -2.0], [3, 90, 4]
+
+
+def filled(folder):
+    cache = ReferenceCache(folder, IDENTITY)
+    cache.append(KEYS, LOGPS, COUNTS)
+    return cache
+
+
+def test_numbers_come_back_exactly_and_in_another_process(tmp_path):
+    filled(tmp_path)
+    assert ReferenceCache(tmp_path, IDENTITY).lookup(KEYS[::-1], COUNTS[::-1]) == LOGPS[::-1]
+
+
+def test_one_missing_response_means_the_micro_batch_is_computed(tmp_path):
+    assert filled(tmp_path).lookup([*KEYS, "new"], [*COUNTS, 1]) is None
+
+
+def test_ranks_see_each_others_records(tmp_path):
+    one, two = filled(tmp_path), ReferenceCache(tmp_path, IDENTITY)
+    one.append(["late"], [-7.5], [2])
+    assert two.lookup(["late"], [2]) == [-7.5]
+
+
+def test_foreign_cache_is_an_error_that_names_the_difference(tmp_path):
+    filled(tmp_path)
+    with pytest.raises(ValueError, match="dtype: cache float32, run bfloat16"):
+        ReferenceCache(tmp_path, {**IDENTITY, "dtype": "bfloat16"})
+
+
+def test_missing_from_a_complete_cache_is_an_error(tmp_path):
+    filled(tmp_path).mark_complete()
+    again = ReferenceCache(tmp_path, IDENTITY)
+    assert again.lookup(KEYS, COUNTS) == LOGPS
+    with pytest.raises(ValueError, match=r"complete, yet 1 response\(s\)"):
+        again.lookup(["other"], [1])
+
+
+def test_other_number_of_tokens_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="recorded with 3 tokens"):
+        filled(tmp_path).lookup(["k1"], [4])
+
+
+def test_torn_last_line_is_computed_again_and_the_rest_kept(tmp_path):
+    filled(tmp_path)
+    (path,) = tmp_path.glob("*.jsonl")
+    path.write_bytes(path.read_bytes()[:-5])
+    cache = ReferenceCache(tmp_path, IDENTITY)
+    assert cache.lookup(KEYS[:2], COUNTS[:2]) == LOGPS[:2]
+    assert cache.lookup(KEYS, COUNTS) is None
+
+
+def test_damage_in_the_middle_names_the_file(tmp_path):
+    filled(tmp_path)
+    (path,) = tmp_path.glob("*.jsonl")
+    path.write_bytes(path.read_bytes().replace(b'"k2"', b"nonsense"))
+    with pytest.raises(ValueError, match=path.name):
+        ReferenceCache(tmp_path, IDENTITY)
+
+
+def test_keys_depend_on_prompt_film_and_response():
+    def keys(**changes):
+        group = {"input_ids": [1, 2], "responses": [[3], [4, 5]], "pixel_values": torch.zeros(2, 2)}
+        return response_keys(group | changes)
+
+    plain = keys()
+    assert plain == keys()
+    assert len(set(plain)) == 2
+    assert not set(plain) & set(keys(input_ids=[1, 3]))
+    assert not set(plain) & set(keys(pixel_values=torch.full((2, 2), 1e-7)))
+    assert not set(plain) & set(keys(pixel_values=torch.zeros(4, 1)))
+    assert keys(responses=[[3], [4, 6]])[0] == plain[0]
+    assert keys(responses=[[3], [4, 6]])[1] != plain[1]
+
+
+def test_weights_digest_sees_a_single_changed_bit():
+    model = nn.Linear(4, 4).bfloat16()
+    before = weights_digest(model.named_parameters())
+    assert before == weights_digest(model.named_parameters())
+    model.weight.data.view(torch.int16)[2, 3] ^= 1
+    assert weights_digest(model.named_parameters()) != before
+
+
+def test_partitioned_weights_are_refused():
+    with pytest.raises(ValueError, match="ZeRO-3"):
+        weights_digest([("weight", torch.empty(0))])
+
+
+def test_lora_and_full_copies_of_one_model_are_the_same_reference():
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    plain = weights_digest(reference_parameters(model, None))
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["0"]))
+    assert weights_digest(reference_parameters(adapted, None)) == plain
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studies")
+    rows = []
+    for seed in range(2):
+        rows += make_rows(folder, studies=4, negatives=(7, 1, 3, 5), films=(1, 2, 1, 1), seed=seed)
+    return write_rows(folder / "rows.jsonl", rows)
+
+
+def run(student_dir, studies, out, cache=None, only=False, **flags):
+    options = {"apo_cache_dir": str(cache), "apo_cache_only": only} if cache else None
+    settings = {"num_train_epochs": 2, "logging_steps": 1} | flags
+    return train(student_dir, studies, out, model_kwargs=options, **settings)[0]
+
+
+def test_cached_training_equals_live(student_dir, studies, tmp_path):
+    live = run(student_dir, studies, tmp_path / "live")
+    first = run(student_dir, studies, tmp_path / "first", tmp_path / "cache")
+    again = run(student_dir, studies, tmp_path / "again", tmp_path / "cache")
+    assert column(first, "loss") == pytest.approx(column(live, "loss"), abs=1e-6)
+    assert column(again, "loss") == column(first, "loss")
+    records = [json.loads(line) for path in (tmp_path / "cache").glob("*.jsonl") for line in path.open()]
+    assert len(records) == len({key for key, _, _ in records}) == 2 * (8 + 2 + 4 + 6), "each response computed once"
+
+
+def test_cache_only_pass_then_training_with_another_beta(student_dir, studies, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    assert run(student_dir, studies, tmp_path / "fill", cache, only=True) == []
+    assert json.loads((cache / "complete.json").read_text()) == {"responses": 40}
+    live = run(student_dir, studies, tmp_path / "live", beta=0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr("apo.trainer.APOTrainer._reference", lambda self: pytest.fail("the reference must not run"))
+        cached = run(student_dir, studies, tmp_path / "cached", cache, beta=0.5)
+    assert column(cached, "loss") == pytest.approx(column(live, "loss"), abs=1e-6)
+    assert cached[0]["loss"] == pytest.approx((math.log(8) + math.log(2)) / 2, abs=1e-5)
+    with pytest.raises(ValueError, match="complete, yet"):
+        run(student_dir, studies, tmp_path / "pixels", cache, max_pixels=3136)
+
+
+def test_cache_of_another_student_is_refused(student_dir, studies, tmp_path):
+    from data.phantom.student import Shape, build_student
+    from tests.apo.cases import PROMPT
+
+    cache = tmp_path / "cache"
+    run(student_dir, studies, tmp_path / "fill", cache, only=True)
+    shape = Shape(hidden=64, layers=2, vision_hidden=32, vision_depth=2, vocab=600)
+    build_student(tmp_path / "other", seed=1, texts=[PROMPT], shape=shape)
+    with pytest.raises(ValueError, match="belongs to another reference .*weights"):
+        run(tmp_path / "other", studies, tmp_path / "out", cache)
