@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from swift.template.base import MaxLengthError, Template
-from swift.template.template_inputs import StdTemplateInputs, TemplateInputs
+from swift.template.template_inputs import StdTemplateInputs
 
 from apo import options
-from apo.reference_cache import response_keys
 
 MEDIA_TAGS = ("<image>", "<video>", "<audio>")
 # Whatever has one entry a token; all other keys of an encoded row belong to the film.
@@ -49,34 +48,36 @@ def text_only(inputs: StdTemplateInputs) -> StdTemplateInputs:
     return prompt
 
 
-def negative_message(chosen: StdTemplateInputs, negative: StdTemplateInputs, place: int) -> dict[str, Any]:
-    """The assistant turn of a negative: given alone, or as a full conversation over the same prompt.
+def response_message(chosen: StdTemplateInputs, other: StdTemplateInputs, name: str) -> dict[str, Any]:
+    """The assistant turn of a further response: given alone, or as a full conversation over the same prompt.
 
     Raises:
-        ValueError: the negative does not end in an assistant turn, or its prompt is not the consensus's prompt.
+        ValueError: it does not end in an assistant turn, or its prompt is not that of the first response.
     """
-    if not negative.messages or negative.messages[-1]["role"] != "assistant":
-        raise ValueError(f"negative_messages[{place}] must end with an assistant turn")
-    prompt = [(m["role"], m["content"]) for m in negative.messages[:-1]]
+    if not other.messages or other.messages[-1]["role"] != "assistant":
+        raise ValueError(f"{name} must end with an assistant turn")
+    prompt = [(m["role"], m["content"]) for m in other.messages[:-1]]
     if prompt and prompt != [(m["role"], m["content"]) for m in chosen.messages[:-1]]:
         raise ValueError(
-            f"negative_messages[{place}] has another prompt than the consensus; give the assistant turn alone, "
-            "so that all responses share the study's film and prompt"
+            f"{name} has another prompt than the consensus; give the assistant turn alone, so that all responses share "
+            "the study's film and prompt"
         )
-    return negative.messages[-1]
+    return other.messages[-1]
 
 
-def encode_group(template: Template, inputs: TemplateInputs) -> dict[str, Any]:
-    """Encode a study: the stock encoding of its prefix, plus `responses`, a list of N+1 lists of token ids.
+def encode_group(
+    template: Template, chosen: StdTemplateInputs, others: list[StdTemplateInputs], column: str
+) -> dict[str, Any]:
+    """Encode a study: the stock encoding of its prefix, plus `responses`, lists of token ids, `chosen` first.
+
+    Args:
+        column: the rows' name for `others`, for messages.
 
     Raises:
-        ValueError: no negative, another prompt in a negative, weighted loss_scale.
+        ValueError: another prompt in a response, a weighted loss_scale, more than one trained turn.
         MaxLengthError: prefix and longest response exceed max_length; a film's tokens are never cut.
     """
-    chosen = inputs.chosen
-    if not inputs.negative:
-        raise ValueError("a study needs at least one negative: negative_messages is missing or empty")
-    messages = [negative_message(chosen, negative, i) for i, negative in enumerate(inputs.negative)]
+    messages = [response_message(chosen, other, f"{column}[{i}]") for i, other in enumerate(others)]
     prompt = text_only(chosen)
     max_length, template.max_length = template.max_length, None
     try:
@@ -86,6 +87,8 @@ def encode_group(template: Template, inputs: TemplateInputs) -> dict[str, Any]:
     if encoded.get("loss_scale") is not None:
         raise ValueError("a weighted loss_scale has no meaning for log-probs of whole responses; use last_round")
     start = first_trained(encoded["labels"])
+    if -100 in encoded["labels"][start:]:
+        raise ValueError("several turns of the conversation are trained on; use --loss_scale last_round")
     responses = [encoded["input_ids"][start:], *(encode_response(template, prompt, message) for message in messages)]
     longest = start + max(map(len, responses))
     if max_length is not None and longest > max_length:
@@ -98,8 +101,6 @@ def encode_group(template: Template, inputs: TemplateInputs) -> dict[str, Any]:
         if encoded.get(key) is not None and key not in ("labels", "loss_scale"):
             group[key] = encoded[key][..., :start] if isinstance(encoded[key], torch.Tensor) else encoded[key][:start]
     group["responses"] = responses
-    if options.resolve().cache_dir:
-        group["response_keys"] = response_keys(group)
     group["length"] = longest
     return group
 
@@ -181,6 +182,14 @@ def _drop_packing_keys(batch: dict[str, Any]) -> dict[str, Any]:
     for key in ("text_position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "labels"):
         batch.pop(key, None)
     return batch
+
+
+def collate(template: Template, groups: list[dict[str, Any]], chosen: options.Options) -> dict[str, Any]:
+    """Collate studies in the layout that the options ask for; the Batch is under BATCH_KEY."""
+    shared = chosen.layout == "shared" or (chosen.layout == "auto" and token_ratio(groups) >= chosen.shared_min_ratio)
+    inputs, batch = (collate_shared if shared else collate_rows)(template, groups)
+    inputs[BATCH_KEY] = pack_batch(batch._replace(keys=batch_keys(groups)))
+    return inputs
 
 
 def collate_rows(template: Template, groups: list[dict[str, Any]]) -> tuple[dict[str, Any], Batch]:

@@ -1,6 +1,7 @@
 """ms-swift plugin of this project: `swift sft|rlhf|infer ... --external_plugins apo/plugin.py`.
 
-- templates: placeholder ids from the processor, and a study with `negative_messages` encoded as one group;
+- templates: placeholder ids from the processor, and a study with all its responses encoded as one group;
+- `swift sft` on rows with `positive_messages`: a study's trajectories behind one film and prompt (apo/learn.py);
 - `swift rlhf --rlhf_type dpo --loss_type plackett_luce`: the APO objective (apo/loss.py). Every other loss type runs
   stock ms-swift DPO.
 
@@ -15,8 +16,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if ROOT not in sys.path:  # `swift infer` from another folder reloads the plugin without our launchers
     sys.path.append(ROOT)
 
+from swift.trainers import TrainerFactory  # noqa: E402
+
 from apo.template import register_templates  # noqa: E402
-from apo.trainer import register_trainer  # noqa: E402
 
 register_templates()
-register_trainer()
+TrainerFactory.TRAINER_MAPPING |= {"dpo": "apo.trainer.APOTrainer", "causal_lm": "apo.learn.LearnTrainer"}

@@ -6,19 +6,22 @@ outside preference training the only change is where the placeholder ids come fr
 
 from typing import Any
 
+import torch
 from swift.template import TEMPLATE_MAPPING
 from swift.template.template_inputs import TemplateInputs
 from swift.template.templates.qwen import Qwen2_5VLTemplate, Qwen2VLTemplate, Qwen3VLTemplate
 
 from apo import group, options
 from apo.attention import SHAPES_KEY
+from apo.reference_cache import response_keys
 
 
 class GroupTemplateMixin:
     """Adds the group encoding to a Qwen-VL template.
 
-    Rows with `negative_messages` become groups; all other preference rows keep the stock encoding, so stock DPO runs
-    unchanged under the same plugin.
+    In preference training a row with `negative_messages` is a group: consensus first, then the negatives. In supervised
+    training a row with `positive_messages` is one: all its responses are trained on. Every other row keeps the stock
+    encoding, so stock training runs unchanged under the same plugin.
     """
 
     def init_processor(self, processor) -> None:
@@ -31,23 +34,41 @@ class GroupTemplateMixin:
                 setattr(self, f"{kind}_token_id", token_id)
 
     def _rlhf_encode(self, inputs: TemplateInputs, check_rejected: bool = True) -> dict[str, Any]:
-        if inputs.negative:
-            return group.encode_group(self, inputs)
-        return super()._rlhf_encode(inputs, check_rejected)
+        if not inputs.negative:
+            return super()._rlhf_encode(inputs, check_rejected)
+        encoded = group.encode_group(self, inputs.chosen, inputs.negative, "negative_messages")
+        if options.resolve().cache_dir:
+            encoded["response_keys"] = response_keys(encoded)
+        return encoded
+
+    @torch.inference_mode()
+    def encode(self, inputs, return_template_inputs: bool = False, return_length: bool = False) -> dict[str, Any]:
+        if self.mode != "train" or not isinstance(inputs, dict) or inputs.get("positive_messages") is None:
+            return super().encode(inputs, return_template_inputs, return_length)
+        study = TemplateInputs.from_dict(inputs)
+        encoded = group.encode_group(self, study.chosen, study.positive, "positive_messages")
+        length = encoded.pop("length")
+        return {**encoded, "lengths": [length]} if return_length else encoded
 
     def _rlhf_data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None, **prefixes):
+        if self._are_groups(batch):
+            return group.collate(self, batch, options.resolve())
+        return super()._rlhf_data_collator(batch, padding_to=padding_to, **prefixes)
+
+    def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Any]:
+        if self._are_groups(batch):
+            return group.collate(self, batch, options.resolve())
+        return super()._data_collator(batch, padding_to=padding_to)
+
+    @staticmethod
+    def _are_groups(batch: list[dict[str, Any]]) -> bool:
         grouped = ["responses" in row for row in batch]
-        if not any(grouped):
-            return super()._rlhf_data_collator(batch, padding_to=padding_to, **prefixes)
-        if not all(grouped):
-            raise ValueError("a micro-batch mixes rows with negative_messages and rows without; use one kind of row")
-        chosen = options.resolve()
-        shared = chosen.layout == "shared" or (
-            chosen.layout == "auto" and group.token_ratio(batch) >= chosen.shared_min_ratio
-        )
-        inputs, layout = (group.collate_shared if shared else group.collate_rows)(self, batch)
-        inputs[group.BATCH_KEY] = group.pack_batch(layout._replace(keys=group.batch_keys(batch)))
-        return inputs
+        if any(grouped) and not all(grouped):
+            raise ValueError(
+                "a micro-batch mixes studies with single rows; every row needs negative_messages (critique) or "
+                "positive_messages (learn), or none may have them"
+            )
+        return all(grouped)
 
     def _post_encode(self, model, inputs: dict[str, Any]) -> dict[str, Any]:
         encoded = super()._post_encode(model, inputs)

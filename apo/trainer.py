@@ -1,25 +1,23 @@
 """ms-swift's DPO trainer with the APO objective: N negatives a study in one Plackett-Luce loss.
 
-Encode (apo/group.py), forward and log-probs (apo/head.py), and loss (apo/loss.py) are separate; this file joins them
+Encode (apo/group.py), forward and log-probs (apo/forward.py), and loss (apo/loss.py) are separate; this file joins them
 to the trainer that ms-swift already has: arguments, reference model, accumulation, logging, saving and resuming are
 its own.
 """
 
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
 from swift.rlhf_trainers import DPOTrainer
-from swift.trainers import TrainerFactory
 from swift.utils import get_logger
 from torch import nn
 from tqdm import tqdm
 from transformers.trainer_utils import TrainOutput
 
 from apo import group, options
-from apo.attention import SHAPES_KEY, refuse_sliding_window, use_split_attention
-from apo.head import logps_head
+from apo.forward import ResponseLogps, check_template, forward_logps, settle_attention
 from apo.loss import group_metrics, plackett_luce
 from apo.reference_cache import ReferenceCache, reference_parameters, weights_digest
 from apo.vision import is_frozen, one_look, same_weights
@@ -46,33 +44,7 @@ def check_arguments(args, template) -> None:
     for flag in ("reference_free", "use_weighting", "ld_alpha"):
         if getattr(args, flag, None):
             raise ValueError(f"--{flag} has no meaning for --loss_type {LOSS_TYPE}; leave it out")
-    if getattr(args, "use_liger_kernel", False):
-        raise ValueError("--use_liger_kernel replaces the head that the log-probs are read from; set it to false")
-    if template.padding_free or template.packing:
-        raise ValueError("--padding_free and --packing cut studies apart; set both to false")
-    if template.sequence_parallel_size > 1:
-        raise ValueError("--sequence_parallel_size must be 1: a study's responses share one prefix")
-    if template.padding_side != "right":
-        raise ValueError("--padding_side must be right: responses are found by their place behind the prefix")
-    if template.truncation_strategy not in ("raise", "delete"):
-        raise ValueError(
-            f"--truncation_strategy {template.truncation_strategy} would cut what all responses share; use delete"
-        )
-
-
-class ResponseLogps(NamedTuple):
-    """`tokens`: [K] nats. `sums`: [S] float64 log-prob of each response. `counts`: [S] its tokens."""
-
-    tokens: torch.Tensor
-    sums: torch.Tensor
-    counts: torch.Tensor
-
-
-def sum_responses(token_logps: torch.Tensor, batch: group.Batch) -> ResponseLogps:
-    """Sum token log-probs by response, in float64: their difference to the reference is small beside them."""
-    total = sum(batch.group_sizes)
-    sums = token_logps.new_zeros(total, dtype=torch.float64).index_add(0, batch.response, token_logps.double())
-    return ResponseLogps(token_logps, sums, torch.bincount(batch.response, minlength=total))
+    check_template(template, args)
 
 
 class APOTrainer(DPOTrainer):
@@ -87,7 +59,8 @@ class APOTrainer(DPOTrainer):
             self.options = options.resolve()
         super().__init__(model, ref_model, *_args, **kwargs)
         if self.groups:
-            self._settle_attention()
+            models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
+            self.attention = settle_attention(models, self.options)
             self._settle_vision()
             self.cache = self._open_cache()
             if self.is_world_process_zero():
@@ -98,24 +71,9 @@ class APOTrainer(DPOTrainer):
                     beta=self.beta,
                     rpo_alpha=args.rpo_alpha,
                     label_smoothing=args.label_smoothing,
+                    attention_used=self.attention._asdict(),
                     vision_encodes_shared_with_reference=bool(self.shared_towers),
                 )
-
-    def _settle_attention(self) -> None:
-        models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
-        implementation = self.template.get_base_model(models[0]).config.get_text_config()._attn_implementation
-        kind = self.options.attention
-        if kind == "auto":
-            kind = "mask" if implementation == "eager" else "split"
-        if kind == "mask" and implementation not in ("sdpa", "eager"):
-            raise ValueError(f"apo_attention=mask needs --attn_impl sdpa or eager, not {implementation}")
-        if self.options.layout != "rows":
-            for model in models:
-                refuse_sliding_window(model)
-                if kind == "split":
-                    use_split_attention(model)
-        self.options = self.options._replace(attention=kind)
-        self.attn_implementation = implementation
 
     def _settle_vision(self) -> None:
         towers = []
@@ -133,17 +91,8 @@ class APOTrainer(DPOTrainer):
         )
 
     def _forward_logps(self, model: nn.Module, inputs: dict[str, Any], batch: group.Batch) -> ResponseLogps:
-        inputs = dict(inputs)
         unwrapped = self.accelerator.unwrap_model(model)
-        if batch.shapes is not None and self.options.attention == "split":
-            inputs[SHAPES_KEY] = batch.shapes
-        elif batch.shapes is not None:
-            additive = unwrapped.dtype if self.attn_implementation == "eager" else None
-            segments = group.row_segments(batch.shapes, inputs["input_ids"].shape[1], inputs["input_ids"].device)
-            inputs["attention_mask"] = group.shared_mask(segments, additive)
-        with logps_head(unwrapped, batch.index, batch.targets, self.options.chunk_size):
-            outputs = model(**inputs, use_cache=False)
-        return sum_responses(outputs.logits.flatten(), batch)
+        return forward_logps(model, unwrapped, inputs, batch, self.attention, self.options.chunk_size)
 
     @contextmanager
     def _reference(self):
@@ -180,7 +129,7 @@ class APOTrainer(DPOTrainer):
             "weights": weights_digest(parameters),
             "dtype": str(reference.dtype),
             "autocast": str(self._peft_has_been_casted_to_bf16 or self.accelerator.mixed_precision),
-            "attention": f"{self.options.layout} {self.options.attention} {self.attn_implementation}",
+            "attention": f"{self.options.layout} {self.attention.kind} {self.attention.implementation}",
             "template": self.template.template_meta.template_type,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -291,8 +240,3 @@ class APOTrainer(DPOTrainer):
             loss, metrics = self.get_batch_loss_metrics(model, inputs, train_eval="eval")
         self.store_metrics(metrics, train_eval="eval")
         return loss.detach(), None, None
-
-
-def register_trainer() -> None:
-    """Let `swift rlhf --rlhf_type dpo` use APOTrainer; safe to repeat."""
-    TrainerFactory.TRAINER_MAPPING["dpo"] = f"{APOTrainer.__module__}.{APOTrainer.__name__}"

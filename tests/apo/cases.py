@@ -65,13 +65,12 @@ def as_list(value):
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
-def train(student, rows, out, *, model_kwargs=None, **flags):
-    """Run stock `swift rlhf` with the plugin in this process; returns the logged training steps and the evaluations."""
-    from swift.pipelines import rlhf_main
+def train(student, rows, out, *, stage="critique", model_kwargs=None, **flags):
+    """Run stock `swift rlhf|sft` with the plugin in this process; returns the logged training steps and evaluations."""
+    from swift.pipelines import rlhf_main, sft_main
 
-    settings = {
-        "rlhf_type": "dpo",
-        "loss_type": "plackett_luce",
+    settings = {"rlhf_type": "dpo", "loss_type": "plackett_luce"} if stage == "critique" else {}
+    settings |= {
         "external_plugins": str(ROOT / "apo" / "plugin.py"),
         "model": str(student),
         "model_type": "qwen2_5_vl",
@@ -101,7 +100,8 @@ def train(student, rows, out, *, model_kwargs=None, **flags):
         settings["model_kwargs"] = json.dumps(model_kwargs)
     before = dict(os.environ)
     try:
-        rlhf_main([item for key, value in settings.items() for item in (f"--{key}", *as_list(value))])
+        main = rlhf_main if stage == "critique" else sft_main
+        main([item for key, value in settings.items() for item in (f"--{key}", *as_list(value))])
     finally:
         # model_kwargs travel as environment variables
         os.environ.clear()

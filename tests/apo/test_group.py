@@ -6,9 +6,9 @@ from swift.template.base import MaxLengthError
 
 from apo import group
 from apo.attention import SHAPES_KEY, refuse_sliding_window, use_split_attention
+from apo.forward import sum_responses
 from apo.head import logps_head
 from apo.loss import plackett_luce
-from apo.trainer import sum_responses
 from tests.apo.cases import load, make_rows
 
 
@@ -213,5 +213,5 @@ def test_refusals(student, tmp_path):
     stock = {**row, "rejected_response": "edema"}
     del stock["negative_messages"]
     groups = [dict(template.encode(row)), dict(template.encode(stock))]
-    with pytest.raises(ValueError, match="mixes rows"):
+    with pytest.raises(ValueError, match="mixes studies with single rows"):
         template.data_collator(groups)
