@@ -1,0 +1,190 @@
+"""What is a checkpoint, which one is the newest, and what identifies it. Needs no torch.
+
+`python -m data.checkpoints latest DIR` prints the newest `checkpoint-N` of an ms-swift output folder;
+`python -m data.checkpoints describe PATH` prints what a checkpoint is, as JSON.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+
+from data.errors import UserError, run_cli
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+# Files besides the weights that change what a checkpoint answers.
+IDENTITY_FILES = (
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+WHOLE_FILE = 256 * 2**20  # bytes; larger weight files are sampled by fingerprint()
+SAMPLES, SAMPLE = 256, 16 * 2**10
+
+
+def latest(folder) -> Path:
+    """The `checkpoint-N` of an ms-swift output folder with the highest N.
+
+    Raises UserError when the folder does not exist or holds no checkpoint.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the --output_dir of a finished training run")
+    steps = _steps(folder)
+    if not steps:
+        raise UserError(f"{folder}: holds no checkpoint-N; the training run did not get as far as saving one")
+    return folder / f"checkpoint-{max(steps)}"
+
+
+def describe(path, base=None) -> dict:
+    """Check that `path` is a usable vision-language checkpoint and say what it is.
+
+    Args:
+        path: a folder with full weights, or a LoRA adapter folder.
+        base: for an adapter, the base model to use instead of the one that the adapter names.
+
+    Returns {"path": str, "kind": "full" | "adapter", "model": str, "model_type": str | None, "template": str | None,
+    "stage": "learn" | "critique" | None}: `model` is the folder to load weights from (for an adapter its base, which
+    may be a hub id); the last three come from ms-swift's args.json, None where there is none.
+
+    Raises UserError for a path that is no checkpoint, or one without weights, tokenizer or image processor.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint; give the path of a checkpoint-N folder or of a model folder")
+    if not path.is_dir():
+        raise UserError(f"{path}: a file, not a checkpoint folder; give the folder that holds config.json")
+    adapter = (path / "adapter_config.json").is_file()
+    if not adapter and not (path / "config.json").is_file():
+        steps = _steps(path)
+        hint = f"; did you mean {path / f'checkpoint-{max(steps)}'}?" if steps else "; give a checkpoint-N folder"
+        raise UserError(f"{path}: not a checkpoint (neither config.json nor adapter_config.json in it){hint}")
+    args = _json(path / "args.json") if (path / "args.json").is_file() else {}
+    model = str(path)
+    if adapter:
+        _need_any(path, ADAPTER_FILES, "adapter weights")
+        model = str(
+            base or args.get("model") or _json(path / "adapter_config.json").get("base_model_name_or_path") or ""
+        )
+        if not model:
+            raise UserError(f"{path}: the adapter names no base model; pass it (--base DIR)")
+    if Path(model).is_dir():
+        _check_model(Path(model))
+    elif not adapter or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise UserError(f"{path}: its base model {model} is not there; pass the base model's folder (--base DIR)")
+    config = _json(Path(model) / "config.json") if Path(model).is_dir() else {}
+    stage = None if not args else "critique" if args.get("rlhf_type") else "learn"
+    model_type = args.get("model_type") or config.get("model_type")
+    template = args.get("template") or (model_type if model_type in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl") else None)
+    return {
+        "path": str(path),
+        "kind": "adapter" if adapter else "full",
+        "model": model,
+        "model_type": model_type,
+        "template": template,
+        "stage": stage,
+    }
+
+
+def fingerprint(path, base=None) -> str:
+    """Hex digest of what a checkpoint would answer with: weights, tokenizer, configuration, and an adapter's base.
+
+    Weight files above 256 MiB are identified by size and 256 evenly spaced blocks of 16 KiB, so that a 7B model takes
+    a moment and a changed training run still shows. Paths and times do not enter: a copy has the same fingerprint.
+    """
+    info = describe(path, base)
+    digest = hashlib.sha256()
+    folders = [Path(info["path"])]
+    if info["kind"] == "adapter":
+        folders.append(Path(info["model"]))
+    for folder in folders:
+        if not folder.is_dir():
+            digest.update(str(folder).encode())  # a hub id
+            continue
+        weights = sorted(p.name for pattern in ("*.safetensors", "*.bin") for p in folder.glob(pattern))
+        weights = [name for name in weights if name.startswith(("model", "pytorch_model", "adapter_model"))]
+        for name in [*(n for n in IDENTITY_FILES if (folder / n).is_file()), *weights]:
+            digest.update(name.encode() + b"\0" + _file_digest(folder / name))
+    return digest.hexdigest()
+
+
+def _steps(folder: Path) -> list[int]:
+    return [int(m[1]) for p in folder.iterdir() if p.is_dir() and (m := re.fullmatch(r"checkpoint-(\d+)", p.name))]
+
+
+def _check_model(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: not a model folder (no config.json)")
+    indices = [folder / f"{name}.index.json" for name in WEIGHT_FILES]
+    index = next((p for p in indices if p.is_file()), None)
+    if index is None:
+        _need_any(folder, WEIGHT_FILES, "weights")
+    else:
+        missing = sorted({s for s in _json(index).get("weight_map", {}).values() if not (folder / s).is_file()})
+        if missing:
+            raise UserError(
+                f"{folder}: weight file {missing[0]} is missing ({len(missing)} in all); copy it completely"
+            )
+    _need_any(folder, TOKENIZER_FILES, "tokenizer")
+    _need_any(folder, ("preprocessor_config.json", "processor_config.json"), "image processor")
+
+
+def _need_any(folder: Path, names, what: str) -> None:
+    if not any((folder / name).is_file() for name in names):
+        raise UserError(
+            f"{folder}: checkpoint without {what} (looked for {', '.join(names)}); save or copy it completely"
+        )
+
+
+def _json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); the checkpoint is damaged") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object; the checkpoint is damaged")
+    return value
+
+
+def _file_digest(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    size = path.stat().st_size
+    digest.update(str(size).encode())
+    with open(path, "rb") as file:
+        if size <= WHOLE_FILE:
+            while block := file.read(2**20):
+                digest.update(block)
+        else:
+            for i in range(SAMPLES):
+                file.seek((size - SAMPLE) * i // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE))
+    return digest.digest()
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m data.checkpoints", description=__doc__.split("\n")[0])
+    parser.add_argument("command", choices=("latest", "describe"))
+    parser.add_argument("path")
+    args = parser.parse_args(argv)
+    if args.command == "latest":
+        newest = latest(args.path)
+        describe(newest)
+        print(newest)
+    else:
+        json.dump(describe(args.path), sys.stdout, indent=2)
+        print()
+
+
+if __name__ == "__main__":
+    run_cli(main)

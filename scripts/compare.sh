@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Compare: adds a consensus to every study.   bash scripts/compare.sh CHECKPOINT STUDIES.jsonl --out FILE [options]
+#   --strategy self          the student writes it from film, prompt and all trajectories (default; data-parallel by --shard i/n)
+#   --strategy dawid_skene   by finding, from agreement alone; CHECKPOINT may be "-"
+#   --strategy vote          by finding, majority; CHECKPOINT may be "-"
+# All options: bash scripts/compare.sh --help
+set -euo pipefail
+# shellcheck source=scripts/env.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
+exec "$PYTHON" -P -m apo.compare "$@"

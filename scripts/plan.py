@@ -1,0 +1,231 @@
+"""Settings of one training stage into a plan: processes, accumulation, attention, model, fixed flags.
+
+Nothing here reads data or starts anything; every problem is a UserError that names the setting and the remedy.
+"""
+
+import importlib.util
+import json
+import os
+import shlex
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data import checkpoints
+from data.errors import UserError
+from scripts.settings import SCRIPTS, Command, Value, as_bool, as_count, as_list, merge, read_config
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = {"sft": "learn", "apo": "critique"}
+DEFAULT_CONFIGS = {"learn": "configs/sft_qwen2_5_vl_7b.yaml", "critique": "configs/apo_qwen2_5_vl_7b.yaml"}
+PHANTOM_CONFIGS = {"learn": "configs/sft_phantom.yaml", "critique": "configs/apo_phantom.yaml"}
+FLASH = ("flash_attn", "flash_attention_2")
+# The published setting: two GPUs on one machine.
+PUBLISHED_RANKS = 2
+WORLD_VARIABLES = ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass
+class Plan:
+    """One resolved run: the words after `swift`, the variables added to the environment, and what to tell the user."""
+
+    stage: str
+    config: Path
+    settings: dict[str, Value]
+    argv: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    datasets: list[Path] = field(default_factory=list)
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(str(self.settings["output_dir"]))
+
+
+def visible_gpus() -> int:
+    """GPUs that torch sees, CUDA_VISIBLE_DEVICES taken into account. Imports torch, so only GPU settings ask."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def resolve(stage: str, command: Command) -> Plan:
+    """Settings, world and fixed flags of a run, without its data: see `add_data`. Raises UserError."""
+    config = command.config or ROOT / DEFAULT_CONFIGS[stage]
+    settings = merge(read_config(stage, config), command.flags, str(config))
+    for name in ("model", "dataset", "output_dir"):
+        if not settings.get(name):
+            raise UserError(f"{config}: no {name}; write it there or pass --{name}")
+    plan = Plan(stage, config, settings)
+    ranks = _world(plan, command.dry_run)
+    _batch(plan, ranks)
+    _attention(plan)
+    _fixed_flags(plan)
+    return plan
+
+
+def _world(plan: Plan, dry_run: bool) -> int:
+    """Processes in all; sets the variables that torchrun reads, from the environment or by default."""
+    given = {name: os.environ[name] for name in WORLD_VARIABLES if os.environ.get(name)}
+    for name in ("NPROC_PER_NODE", "NNODES"):
+        as_count(given, name, 1)
+    nodes = int(given.get("NNODES", 1))
+    if nodes > 1:
+        missing = [name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in given]
+        if missing:
+            raise UserError(f"NNODES={nodes} needs {', '.join(missing)} in the environment of every node")
+    if as_bool(plan.settings, "use_cpu"):
+        per_node = int(given.get("NPROC_PER_NODE", 1))
+        # Without this a machine with GPUs loads the model onto one of them and trains on the CPU.
+        plan.environment["CUDA_VISIBLE_DEVICES"] = ""
+        if per_node * nodes > 1:
+            plan.settings.setdefault("ddp_backend", "gloo")
+    else:
+        per_node = _gpu_ranks(plan, given, dry_run)
+    # DeepSpeed wants torchrun's variables for a single process, too.
+    if per_node * nodes > 1 or plan.settings.get("deepspeed") or given.keys() & {"NPROC_PER_NODE", "NNODES"}:
+        plan.environment |= given | {"NPROC_PER_NODE": str(per_node)}
+        if nodes == 1 and "MASTER_PORT" not in given and not dry_run:
+            plan.environment["MASTER_PORT"] = str(_free_port())
+    return per_node * nodes
+
+
+def _gpu_ranks(plan: Plan, given: dict[str, str], dry_run: bool) -> int:
+    gpus = visible_gpus()
+    if not gpus:
+        if dry_run:
+            per_node = int(given.get("NPROC_PER_NODE", PUBLISHED_RANKS))
+            plan.notes.append(f"no GPU here; shown for {per_node} a node")
+            return per_node
+        raise UserError(
+            f"{plan.config}: trains on a GPU and none is visible; on a CPU run: "
+            f"bash {SCRIPTS[plan.stage]} {PHANTOM_CONFIGS[plan.stage]}"
+        )
+    per_node = int(given.get("NPROC_PER_NODE", min(gpus, PUBLISHED_RANKS)))
+    if per_node > gpus:
+        raise UserError(f"NPROC_PER_NODE={per_node}, but {gpus} GPU(s) visible; set NPROC_PER_NODE={gpus}")
+    if per_node < gpus and "NPROC_PER_NODE" not in given:
+        plan.notes.append(f"{gpus} GPUs visible, {per_node} used as published; NPROC_PER_NODE={gpus} uses all")
+    return per_node
+
+
+def _batch(plan: Plan, ranks: int) -> None:
+    if "effective_batch_size" not in plan.settings:
+        return
+    wanted = as_count(plan.settings, "effective_batch_size", 1)
+    micro = as_count(plan.settings, "per_device_train_batch_size", 1) * ranks
+    if wanted % micro:
+        fits = [size for size in (wanted // micro * micro, -(-wanted // micro) * micro) if size]
+        raise UserError(
+            f"effective_batch_size {wanted} is no multiple of per_device_train_batch_size x processes "
+            f"({micro // ranks} x {ranks} = {micro}); the nearest that fit: {', '.join(map(str, fits))}"
+        )
+    del plan.settings["effective_batch_size"]
+    plan.settings["gradient_accumulation_steps"] = str(wanted // micro)
+    plan.notes.append(f"effective batch {wanted} = {micro // ranks} x {ranks} process(es) x {wanted // micro} steps")
+
+
+def _attention(plan: Plan) -> None:
+    if plan.settings.get("attn_impl") not in FLASH or importlib.util.find_spec("flash_attn"):
+        return
+    for name in ("padding_free", "packing"):
+        if as_bool(plan.settings, name):
+            raise UserError(f"{name} needs flash-attn, which is not installed; run: bash scripts/setup.sh --gpu")
+    plan.settings["attn_impl"] = "sdpa"
+    plan.notes.append("flash-attn is not installed: attention falls back to sdpa (bash scripts/setup.sh --gpu adds it)")
+
+
+def _fixed_flags(plan: Plan) -> None:
+    """What every run of this project needs, unless the user says otherwise."""
+    settings = plan.settings
+    if as_bool(settings, "add_version"):
+        raise UserError("add_version true: the output folder must be the one that is named; leave it false")
+    # By default ms-swift replaces a row that it cannot encode by a random other one; with `strict` it stops.
+    # "delete" is its name for not truncating: together with `strict` a row over max_length is an error.
+    defaults = {"add_version": "false", "strict": "true", "truncation_strategy": "delete"}
+    # Its cache of prepared datasets does not notice every change of a rows file.
+    defaults |= {"load_from_cache_file": "false"}
+    if plan.stage == "critique":
+        defaults |= {"rlhf_type": "dpo", "loss_type": "plackett_luce"}
+        _check_apo_options(settings)
+        if settings.get("adapters") and not settings.get("ref_adapters"):
+            # Otherwise the reference would be the base model and not the stage-one model.
+            defaults["ref_adapters"] = settings["adapters"]
+            plan.notes.append("reference = the stage-one adapter (--ref_adapters set to --adapters)")
+    for name, value in defaults.items():
+        settings.setdefault(name, value)
+    plugin = str(ROOT / "apo" / "plugin.py")
+    # An absolute path: ms-swift stores it in the checkpoint and loads it again from any folder.
+    settings["external_plugins"] = [plugin, *(p for p in as_list(settings.get("external_plugins")) if p != plugin)]
+    if as_bool(settings, "strict", True) is False:
+        plan.notes.append("strict false: ms-swift replaces rows that it cannot encode by random others")
+
+
+def _check_apo_options(settings: dict[str, Value]) -> None:
+    from apo.options import check_model_kwargs
+
+    try:
+        given = json.loads(str(settings.get("model_kwargs", "{}")))
+        if not isinstance(given, dict):
+            raise ValueError("must be a JSON object")
+        check_model_kwargs(given)
+    except ValueError as error:
+        raise UserError(f"model_kwargs: {error}") from None
+
+
+def check_model(plan: Plan, dry_run: bool) -> None:
+    """Refuse a path that is no full checkpoint; tell ms-swift what a local one is. A hub name passes."""
+    settings, model = plan.settings, str(plan.settings["model"])
+    path = Path(model).expanduser()
+    if not path.exists():
+        if dry_run:
+            return
+        if model.count("/") != 1 or model.startswith((".", "~", "/")) or path.parent.exists():
+            before = "" if plan.stage == "learn" else "; train it first: bash SFT-Qwen2.5.sh"
+            raise UserError(f"model {model}: no such folder, and no hub name like Qwen/Qwen2.5-VL-7B-Instruct{before}")
+        return
+    info = checkpoints.describe(path)
+    if info["kind"] == "adapter":
+        raise UserError(
+            f"model {model}: is a LoRA adapter, not a model; merge it first "
+            f"(swift export --adapters {shlex.quote(model)} --merge_lora true) and pass the merged folder, "
+            f"or go on training the adapter: --model {info['model']} --adapters {shlex.quote(model)}"
+        )
+    settings["model"] = str(path.resolve())
+    # ms-swift cannot tell Qwen2.5-VL's template from the look-alikes by a local folder's name, and its check of the
+    # model hub for a newer version only waits for a network.
+    for name, value in (("model_type", info["model_type"]), ("template", info["template"]), ("check_model", "false")):
+        if value:
+            settings.setdefault(name, value)
+
+
+def resume_weights(plan: Plan) -> None:
+    """Full fine-tuning goes on from the checkpoint's weights: make the checkpoint the model that is loaded.
+
+    transformers 5.19 saves Qwen2.5-VL under its released parameter names and, on resuming, looks for its own ones: it
+    warns of missing keys, restores the optimiser and trains on with the weights of `model`. The reference of a resumed
+    Critique stays the stage-one model.
+    """
+    settings = plan.settings
+    checkpoint = settings.get("resume_from_checkpoint")
+    if not checkpoint or settings.get("tuner_type") != "full":
+        return
+    if plan.stage == "critique":
+        settings.setdefault("ref_model", settings["model"])
+    settings["model"] = str(Path(str(checkpoint)).expanduser().absolute())
+    plan.notes.append("weights are loaded from the checkpoint as the model (ms-swift's resuming alone would not)")
+
+
+def check_adapters(plan: Plan) -> None:
+    """Refuse `adapters` or `ref_adapters` that are local paths and no adapter folder."""
+    for name in ("adapters", "ref_adapters"):
+        for adapter in as_list(plan.settings.get(name)):
+            if checkpoints.describe(Path(adapter).expanduser())["kind"] != "adapter":
+                raise UserError(f"{name} {adapter}: is a full model, not an adapter; pass it as --model")
+
+
+def _free_port() -> int:
+    # Two runs on one machine must not meet on torchrun's default port.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

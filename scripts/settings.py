@@ -1,0 +1,182 @@
+"""Command line and YAML of the two training launchers: read, check every name, let flags win over the file.
+
+Values stay strings (or lists of strings), as ms-swift's own command line takes them.
+"""
+
+import difflib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from data.errors import UserError
+from scripts.arguments import known_arguments
+
+SCRIPTS = {"learn": "SFT-Qwen2.5.sh", "critique": "APO-Qwen2.5.sh"}
+
+# Keys of ours beside ms-swift's. The `on_*` keys are the options of data/rows.py for studies that give no row.
+PROJECT_KEYS = {
+    "learn": ("image_root", "effective_batch_size", "check_images"),
+    "critique": (
+        "image_root",
+        "effective_batch_size",
+        "check_images",
+        "on_missing_consensus",
+        "on_missing_negative",
+        "on_identical",
+    ),
+}
+
+Value = str | list[str]
+
+
+@dataclass
+class Command:
+    """What was typed: the config file, the flags in order, and whether to print only."""
+
+    config: Path | None = None
+    flags: dict[str, Value] = field(default_factory=dict)
+    dry_run: bool = False
+
+
+def parse_command(stage: str, argv: list[str]) -> Command:
+    """Read `[CONFIG.yaml] [--flag value ...] [--dry-run]`; `--flag=value` and lists (`--flag a b`) too.
+
+    A flag without a value means true, as for ms-swift. Of a flag given twice the last one counts. Raises UserError for
+    an unknown flag ("did you mean") and for a word that belongs to no flag.
+    """
+    command = Command()
+    usage = f"write: bash {SCRIPTS[stage]} [CONFIG.yaml] [--flag value ...] [--dry-run]"
+    words = list(argv)
+    if words and not words[0].startswith("--"):
+        command.config = Path(words.pop(0))
+        if command.config.suffix not in (".yaml", ".yml"):
+            raise UserError(f"{command.config}: is no .yaml file; {usage}")
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise UserError(f"{word!r} belongs to no flag; {usage}")
+        name, equals, joined = word[2:].partition("=")
+        values = [joined] if equals else []
+        while words and not words[0].startswith("--"):
+            values.append(words.pop(0))
+        if name in ("dry-run", "dry_run"):
+            if values:
+                raise UserError(f"--dry-run takes no value, got {values[0]!r}")
+            command.dry_run = True
+            continue
+        name = name.replace("-", "_")
+        if name.startswith("no_") and name[3:] in _names(stage) and not values:
+            name, values = name[3:], ["false"]
+        problem = name_problem(stage, name)
+        if problem:
+            raise UserError(f"unknown flag --{name}; {problem}")
+        command.flags[name] = "true" if not values else values[0] if len(values) == 1 else values
+    return command
+
+
+def read_config(stage: str, path: Path) -> dict[str, Value]:
+    """The settings of a YAML file, without the keys whose value is null.
+
+    Raises UserError "FILE:LINE: ..." for a file that cannot be read, a key that is unknown or stands twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8"
+        raise UserError(f"{path}: cannot be read ({why}); the shipped configurations are in configs/") from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{where}: not YAML ({getattr(error, 'problem', error)})") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: must hold `key: value` lines")
+    seen: dict[str, int] = {}
+    for key, _ in root.value:
+        line = key.start_mark.line + 1
+        if key.value in seen:
+            raise UserError(f"{path}:{line}: key {key.value} stands twice (line {seen[key.value]} too); keep one")
+        seen[key.value] = line
+        problem = name_problem(stage, key.value)
+        if problem:
+            raise UserError(f"{path}:{line}: unknown key {key.value}; {problem}")
+    return {key: as_words(value) for key, value in loaded.items() if value is not None}
+
+
+def merge(config: dict[str, Value], flags: dict[str, Value], source: str) -> dict[str, Value]:
+    """Config and flags in one; flags win.
+
+    The effective batch size fixes the accumulation, so the two exclude each other: a flag for one replaces the other
+    in the file. Raises UserError when both stand in the same place.
+    """
+    pair = ("effective_batch_size", "gradient_accumulation_steps")
+    for place, settings in ((source, config), ("flags", flags)):
+        if all(key in settings for key in pair):
+            raise UserError(f"{place}: {pair[0]} and {pair[1]} exclude each other; keep one")
+    merged = {**config, **flags}
+    if all(key in merged for key in pair):
+        del merged[next(key for key in pair if key not in flags)]
+    return merged
+
+
+def name_problem(stage: str, name: str) -> str | None:
+    """Why `name` is no setting of this stage, with a remedy; None when it is one."""
+    names = _names(stage)
+    if name in names:
+        return None
+    other = "critique" if stage == "learn" else "learn"
+    if name in _names(other):
+        return f"it belongs to the other stage, bash {SCRIPTS[other]}"
+    # ms-swift 3's name, still in many recipes.
+    near = ["tuner_type"] if name == "train_type" else difflib.get_close_matches(name, names, n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    method = "sft" if stage == "learn" else "rlhf"
+    return f"known are the arguments of `swift {method} --help` and {', '.join(PROJECT_KEYS[stage])}"
+
+
+def as_words(value: object) -> Value:
+    """A YAML value as the words of a command line: true/false, JSON for a mapping, a list for a list."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return [str(as_words(item)) for item in value]
+    return str(value)
+
+
+def as_list(value: Value | None) -> list[str]:
+    """[] for None, a list of one for a single value."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def as_bool(settings: dict[str, Value], name: str, default: bool = False) -> bool:
+    """A setting as a bool; UserError when it is neither true nor false."""
+    value = settings.get(name)
+    if value is None:
+        return default
+    if str(value).lower() not in ("true", "false"):
+        raise UserError(f"{name} {value}: must be true or false")
+    return str(value).lower() == "true"
+
+
+def as_count(settings: dict[str, Value], name: str, default: int) -> int:
+    """A setting as a whole number of at least 1; UserError otherwise."""
+    value = settings.get(name, str(default))
+    if isinstance(value, list) or not re.fullmatch(r"0*[1-9][0-9]*", value):
+        raise UserError(f"{name} {value}: must be a whole number of at least 1")
+    return int(value)
+
+
+def _names(stage: str) -> frozenset[str]:
+    return known_arguments(stage) | set(PROJECT_KEYS[stage])

@@ -1,0 +1,254 @@
+"""Run one stage of a chain, once: recognise a finished stage, rerun what has changed and everything after it.
+
+    python scripts/stages.py --out DIR --chain "cohort student learn" --stage learn [--outputs "learn"] [--keep] \\
+        -- COMMAND ... [--then COMMAND ...]
+
+A stage is finished when DIR/.stages/NAME.json says so, its outputs are there, and its fingerprint is unchanged: the
+command, the contents of every .yaml, .yml or .json file outside DIR that the command names, and the marker of the stage
+before it in the chain (so whatever reruns makes all that follows rerun). Program code is not part of it: after editing
+it, choose another --out or delete what the stage made.
+
+Outputs (default: DIR/NAME) are cleared before a run, and only if an earlier run of this stage made them; anything else
+that stands in their place is left alone and reported. With --keep, an interrupted stage with the same fingerprint goes
+on with what is there, for commands that resume by themselves.
+
+The command's output goes to DIR/logs/NAME.log; DIR/stages.json keeps the seconds of every finished stage.
+`python scripts/stages.py --out DIR --seconds-into FILE.json` copies them into that file's "seconds".
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data.errors import UserError, run_cli  # noqa: E402
+from data.files import write_atomic  # noqa: E402
+
+CONFIGS = (".yaml", ".yml", ".json")
+THEN = "--then"
+REPORT_EVERY = 30  # seconds between progress lines where there is no terminal to redraw
+
+
+def split_commands(words: list[str]) -> list[list[str]]:
+    """["a", "b", "--then", "c"] -> [["a", "b"], ["c"]]."""
+    commands: list[list[str]] = [[]]
+    for word in words:
+        if word == THEN:
+            commands.append([])
+        else:
+            commands[-1].append(word)
+    if not all(commands):
+        raise UserError(f"a stage needs a command (and one after every {THEN})")
+    return commands
+
+
+def fingerprint(commands: list[list[str]], upstream: dict | None, out: Path) -> str:
+    """Hex digest of the commands, the contents of the config files they name, and the marker of the stage before.
+
+    Files below `out` are what stages make: the chain of markers stands for them.
+    """
+    digest = hashlib.sha256(json.dumps(commands).encode())
+    for word in (word for command in commands for word in command):
+        path = Path(word)
+        if path.suffix in CONFIGS and path.is_file() and not path.resolve().is_relative_to(out.resolve()):
+            digest.update(path.read_bytes())
+    digest.update(json.dumps(upstream, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def run_stage(
+    out: Path, chain: list[str], name: str, commands: list[list[str]], *, outputs: list[str] | None = None, keep=False
+) -> bool:
+    """Run a stage unless it is finished; returns whether it ran.
+
+    Raises UserError when the stage before is not finished, when foreign files stand where the outputs go, when another
+    run uses `out`, or when a command fails (with the log to read and how to go on).
+    """
+    if name not in chain:
+        raise UserError(f"stage {name} is not in the chain: {', '.join(chain)}")
+    number = chain.index(name)
+    title = f"[{number + 1}/{len(chain)}] {name}"
+    outputs = outputs or [name]
+    marker_file = out / ".stages" / f"{name}.json"
+    marker_file.parent.mkdir(parents=True, exist_ok=True)
+    with open(marker_file.parent / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{out}: another run is at work there; wait for it or choose another --out") from None
+        upstream = None
+        if number:
+            upstream = read_marker(out, chain[number - 1])
+            if not upstream or upstream["state"] != "done":
+                raise UserError(f"stage {name}: {chain[number - 1]} before it is not finished; run the stages in order")
+        marker = read_marker(out, name)
+        now = fingerprint(commands, upstream, out)
+        missing = [o for o in outputs if not (out / o).exists()]
+        if marker and marker["state"] == "done" and marker["fingerprint"] == now and not missing:
+            print(f"{title}: finished before, {marker['seconds']:.0f} s; not repeated", flush=True)
+            return False
+        if marker and marker["state"] == "done":
+            why = (
+                f"{missing[0]} is missing"
+                if marker["fingerprint"] == now
+                else "its settings or an earlier stage changed"
+            )
+            print(f"{title}: runs again, {why}", flush=True)
+        resume = keep and marker and marker["state"] == "running" and marker["fingerprint"] == now
+        if resume:
+            print(f"{title}: was interrupted, goes on", flush=True)
+        else:
+            clear(out, name, outputs, owned=marker["outputs"] if marker else [])
+        later = [stage for stage in chain[number + 1 :] if read_marker(out, stage)]
+        if later:
+            print(f"{title}: {', '.join(later)} will follow anew", flush=True)
+        record = {"state": "running", "stage": name, "fingerprint": now, "outputs": outputs, "commands": commands}
+        write_atomic(marker_file, json.dumps(record, indent=2) + "\n")
+        log = out / "logs" / f"{name}.log"
+        log.parent.mkdir(exist_ok=True)
+        start = time.monotonic()
+        print(f"{title}: {readable(commands, out)}\n{' ' * len(title)}  log: {log}", flush=True)
+        for i, command in enumerate(commands):
+            status = execute(command, log, title, start, append=i > 0)
+            if status:
+                seconds = time.monotonic() - start
+                raise UserError(
+                    f"stage {name} failed with status {status} after {seconds:.0f} s. Its last lines:\n"
+                    f"{tail(log)}\nRead {log}, mend the cause, and run the same command again: "
+                    "finished stages are not repeated"
+                )
+        seconds = round(time.monotonic() - start, 1)
+        absent = [o for o in outputs if not (out / o).exists()]
+        if absent:
+            raise UserError(f"stage {name} ended well but made no {out / absent[0]}; read {log}")
+        record |= {"state": "done", "seconds": seconds, "finished": time.time_ns()}
+        write_atomic(marker_file, json.dumps(record, indent=2) + "\n")
+        write_seconds(out, chain[: number + 1])
+    print(f"{title} ... {seconds:.0f} s", flush=True)
+    return True
+
+
+def clear(out: Path, name: str, outputs: list[str], owned: list[str]) -> None:
+    """Remove what an earlier run of this stage made; raise UserError for anything that it did not make."""
+    for output in outputs:
+        path = out / output
+        if not path.exists() and not path.is_symlink():
+            continue
+        if output not in owned or path.is_symlink():
+            raise UserError(
+                f"{path}: exists and was not made by stage {name}; move it away or choose another --out "
+                "(nothing was deleted)"
+            )
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def execute(command: list[str], log: Path, title: str, start: float, *, append: bool) -> int:
+    """Run a command with its output in `log`; show the seconds while it runs. Returns its exit status."""
+    live = sys.stdout.isatty()
+    with open(log, "ab" if append else "wb") as file:
+        file.write(f"$ {shlex.join(command)}\n".encode())
+        file.flush()
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+        except OSError as error:
+            file.write(f"{command[0]}: {error.strerror}\n".encode())
+            return 127
+        shown = start
+        try:
+            while True:
+                try:
+                    return process.wait(timeout=1)
+                except subprocess.TimeoutExpired:
+                    now = time.monotonic()
+                    if live:
+                        print(f"\r\033[K{title} ... {now - start:.0f} s  {last_line(log)}", end="", flush=True)
+                    elif now - shown >= REPORT_EVERY:
+                        print(f"{title} ... {now - start:.0f} s  {last_line(log)}", flush=True)
+                        shown = now
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        finally:
+            if live:
+                print("\r\033[K", end="", flush=True)
+
+
+def readable(commands: list[list[str]], out: Path) -> str:
+    """The first command of a stage for a reader: the folder of the run as $OUT, the interpreter as python. The log has
+    every command in full."""
+    words = ["python" if word == sys.executable else word.replace(str(out), "$OUT") for word in commands[0]]
+    more = f"   (and {len(commands) - 1} more)" if len(commands) > 1 else ""
+    return " ".join(words).replace("python -P -m", "python -m") + more
+
+
+def last_line(log: Path, width: int = 80) -> str:
+    lines = tail(log, 1).replace("\r", "\n").strip().split("\n")
+    return "".join(c for c in lines[-1] if c.isprintable())[:width]
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    with open(log, "rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - 8192))
+        text = file.read().decode("utf-8", "replace")
+    return "\n".join(text.rstrip().split("\n")[-lines:])
+
+
+def read_marker(out: Path, name: str) -> dict | None:
+    path = out / ".stages" / f"{name}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(f"{path}: damaged; delete it and run again, the stage is then repeated") from None
+
+
+def write_seconds(out: Path, chain: list[str]) -> None:
+    """stages.json: {"stages": {name: {"seconds": ...}}} of the finished stages, in the order of the chain."""
+    markers = {name: read_marker(out, name) for name in chain}
+    stages = {name: {"seconds": m["seconds"]} for name, m in markers.items() if m and m["state"] == "done"}
+    write_atomic(out / "stages.json", json.dumps({"stages": stages}, indent=2) + "\n")
+
+
+def seconds_into(out: Path, target: Path) -> None:
+    """Copy the seconds by stage into the "seconds" of a results file."""
+    stages = json.loads((out / "stages.json").read_text(encoding="utf-8"))["stages"]
+    results = json.loads(target.read_text(encoding="utf-8"))
+    results["seconds"] = {name: entry["seconds"] for name, entry in stages.items()}
+    write_atomic(target, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(prog="scripts/stages.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", required=True, type=Path, help="folder of the whole run")
+    parser.add_argument("--chain", default="", help="all stages in order, separated by blanks")
+    parser.add_argument("--stage", help="the stage to run")
+    parser.add_argument(
+        "--outputs", default="", help="what it makes under --out, separated by blanks (default: its name)"
+    )
+    parser.add_argument("--keep", action="store_true", help="the command resumes by itself after an interruption")
+    parser.add_argument("--seconds-into", type=Path, help="write the seconds by stage into this results.json")
+    argv = sys.argv[1:] if argv is None else argv
+    cut = argv.index("--") if "--" in argv else len(argv)
+    args = parser.parse_args(argv[:cut])
+    if args.seconds_into:
+        return seconds_into(args.out, args.seconds_into)
+    if not args.stage:
+        raise UserError("--stage is missing: name the stage to run")
+    commands = split_commands(argv[cut + 1 :])
+    run_stage(args.out, args.chain.split(), args.stage, commands, outputs=args.outputs.split(), keep=args.keep)
+    return None
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,705 @@
+"""The launchers: every shipped configuration resolves, flags win, bad input is refused before a model is loaded."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data.errors import UserError
+from data.phantom.qwen_tokenizer import save_tokenizer, train_bpe
+from scripts import arguments, launch, plan, settings
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+PHANTOM = {"sft": str(ROOT / "configs/sft_phantom.yaml"), "apo": str(ROOT / "configs/apo_phantom.yaml")}
+TEACHERS = {"a": "No pneumothorax.", "b": "There is a left pleural effusion.", "c": "Clear lungs; no effusion."}
+
+
+def method_of(config: Path) -> str:
+    return config.name.split("_")[0]
+
+
+@pytest.fixture(autouse=True)
+def no_world(monkeypatch):
+    for name in plan.WORLD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Set the number of GPUs that the launcher sees."""
+
+    def see(count):
+        monkeypatch.setattr(plan, "visible_gpus", lambda: count)
+
+    see(0)
+    return see
+
+
+@pytest.fixture
+def model(tmp_path):
+    """What the launcher looks at in a checkpoint folder; no weights that anyone could load."""
+    folder = tmp_path / "student"
+    folder.mkdir()
+    save_tokenizer(train_bpe(list(TEACHERS.values()) * 3, 300), folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
+    (folder / "processor_config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def studies(tmp_path):
+    """Three studies of the split train and one to validate, with a consensus."""
+    (tmp_path / "cohort/films").mkdir(parents=True)
+    records = []
+    for number, split in enumerate(["train", "train", "train", "validate"]):
+        image = f"films/{number}.png"
+        Image.new("L", (112, 84), 40 * number).save(tmp_path / "cohort" / image)
+        trajectories = [{"teacher": t, "text": text, "status": "ok"} for t, text in TEACHERS.items()]
+        trajectories.append({"teacher": "d", "text": "", "status": "empty"})
+        records.append(
+            {
+                "id": f"s{number}",
+                "patient": f"p{number}",
+                "source": "test",
+                "split": split,
+                "images": [image],
+                "prompt": "What does this film show? <image>",
+                "trajectories": trajectories,
+                "consensus": {"text": "Left pleural effusion. No pneumothorax.", "strategy": "self"},
+            }
+        )
+    return write(tmp_path / "cohort/studies.jsonl", records)
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Catch the plans that would be run; the run ends with the status in `ran.status`."""
+
+    class Ran(list):
+        status = 0
+
+    plans = Ran()
+
+    def execute(one, lock):
+        plans.append(one)
+        return plans.status
+
+    monkeypatch.setattr(launch, "execute", execute)
+    return plans
+
+
+def dry(capsys, *words):
+    assert launch.main([*map(str, words), "--dry-run"]) == 0
+    return capsys.readouterr().out
+
+
+def flag(text, name):
+    """The words after --NAME in a printed command, joined."""
+    found = [line.strip().removesuffix(" \\") for line in text.splitlines() if line.strip().startswith(f"--{name} ")]
+    assert len(found) == 1, f"--{name} stands {len(found)} times"
+    return found[0].removeprefix(f"--{name} ")
+
+
+# ---- configurations
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_dry_runs(config, capsys, gpus, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    out = dry(capsys, method_of(config), config)
+    assert f"swift.cli.main {'sft' if method_of(config) == 'sft' else 'rlhf'}" in out
+    assert flag(out, "external_plugins") == str(ROOT / "apo/plugin.py")
+    assert flag(out, "strict") == "true"
+    assert flag(out, "add_version") == "false"
+    assert "effective_batch_size" not in out.replace("# effective", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_opens_with_its_launch_line(config):
+    script = settings.SCRIPTS[launch.STAGES[method_of(config)]]
+    head = config.read_text().split("\n\n")[0]
+    assert f"bash {script}" in config.read_text().split("\nmodel:")[0]
+    assert head.startswith("# ")
+
+
+def test_shipped_configs_are_in_the_table():
+    table = (ROOT / "configs/README.md").read_text()
+    assert [c.name for c in CONFIGS if f"`{c.name}`" not in table] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "published"),
+    [
+        (
+            "sft",
+            {
+                "learning_rate": "0.0001",
+                "max_length": "2304",
+                "eval_steps": "200",
+                "save_steps": "200",
+                "model": "Qwen/Qwen2.5-VL-7B-Instruct",
+            },
+        ),
+        (
+            "apo",
+            {
+                "learning_rate": "5e-07",
+                "max_length": "4096",
+                "eval_steps": "100",
+                "save_steps": "100",
+                "deepspeed": "zero2",
+                "rlhf_type": "dpo",
+                "loss_type": "plackett_luce",
+            },
+        ),
+    ],
+)
+def test_the_default_is_the_published_setting_on_two_gpus(method, published, capsys, gpus):
+    gpus(2)
+    out = dry(capsys, method)
+    published |= {
+        "lora_rank": "8",
+        "lora_alpha": "32",
+        "target_modules": "all-linear",
+        "torch_dtype": "bfloat16",
+        "warmup_ratio": "0.05",
+        "num_train_epochs": "1",
+        "per_device_train_batch_size": "2",
+        "gradient_accumulation_steps": "8",
+        "save_total_limit": "5",
+    }
+    assert {name: flag(out, name) for name in published} == published
+    assert "NPROC_PER_NODE=2" in out
+
+
+# ---- flags
+
+
+def test_flags_win_over_the_file(capsys, gpus):
+    out = dry(capsys, "sft", PHANTOM["sft"], "--learning_rate=5e-3", "--lora-rank", "4", "--seed", "-1")
+    assert flag(out, "learning_rate") == "5e-3"
+    assert flag(out, "lora_rank") == "4"
+    assert flag(out, "seed") == "-1"
+
+
+def test_lists_and_bare_flags(capsys, gpus):
+    words = ["--target_modules", "q_proj", "v_proj", "--packing", "--no_dataset_shuffle", "--system", "two words"]
+    out = dry(capsys, "sft", PHANTOM["sft"], *words)
+    assert flag(out, "target_modules") == "q_proj v_proj"
+    assert flag(out, "packing") == "true"
+    assert flag(out, "dataset_shuffle") == "false"
+    assert flag(out, "system") == "'two words'"
+
+
+def test_own_plugins_come_after_ours(capsys, gpus):
+    out = dry(capsys, "apo", PHANTOM["apo"], "--external_plugins", "mine.py")
+    assert flag(out, "external_plugins") == f"{ROOT / 'apo/plugin.py'} mine.py"
+
+
+def test_another_loss_is_left_to_stock_dpo(capsys, gpus):
+    assert flag(dry(capsys, "apo", PHANTOM["apo"], "--loss_type", "sigmoid"), "loss_type") == "sigmoid"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sft", "--learning_rat", "1"], r"^unknown flag --learning_rat; did you mean learning_rate\?$"),
+        (["sft", "--train_type", "lora"], r"did you mean tuner_type\?"),
+        (["sft", "--beta", "0.1"], r"unknown flag --beta; it belongs to the other stage, bash APO-Qwen2.5.sh"),
+        (["sft", "--qqqqqq", "1"], r"swift sft --help"),
+        (["apo", "config.json"], r"config.json: is no .yaml file"),
+        (["apo", "--", "x"], r"belongs to no flag"),
+        (["sft", "--dry-run", "yes"], r"takes no value"),
+        (["train"], r"sft\|apo"),
+        (["sft", "none.yaml"], r"none.yaml: cannot be read"),
+        (["sft", "--add_version", "true"], r"add_version"),
+        (["apo", PHANTOM["apo"], "--model_kwargs", '{"apo_layot": "rows"}'], r"did you mean apo_layout"),
+        (["apo", PHANTOM["apo"], "--model_kwargs", "[1]"], r"JSON object"),
+        (["apo", PHANTOM["apo"], "--on_identical", "drop"], r"on_identical drop: must be error or drop-negative"),
+        (["sft", PHANTOM["sft"], "--use_cpu", "maybe"], r"use_cpu maybe: must be true or false"),
+    ],
+)
+def test_bad_command_lines(words, message, gpus, capsys):
+    with pytest.raises(UserError, match=message):
+        launch.main([*words, "--dry-run"] if words != ["sft", "--dry-run", "yes"] else words)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: m\n\nlearning_rat: 1\n", r"c.yaml:3: unknown key learning_rat; did you mean learning_rate\?$"),
+        ("seed: 1\nmodel: m\nseed: 2\n", r"c.yaml:3: key seed stands twice \(line 1 too\)"),
+        ("seed: [1\n", r"c.yaml:\d+: not YAML"),
+        ("- seed\n", r"c.yaml: must hold"),
+        ("model: m\n", r"c.yaml: no dataset; write it there or pass --dataset"),
+    ],
+)
+def test_bad_config_files(text, message, tmp_path, gpus):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        launch.main(["sft", str(tmp_path / "c.yaml"), "--dry-run"])
+
+
+def test_null_means_unset(tmp_path, capsys, gpus):
+    (tmp_path / "c.yaml").write_text("model: m\ndataset: d.jsonl\noutput_dir: o\nuse_cpu: true\nmax_length: null\n")
+    assert "--max_length" not in dry(capsys, "sft", tmp_path / "c.yaml")
+
+
+def test_table_of_arguments_is_of_the_installed_versions():
+    """If this fails the pinned versions have changed: python -m scripts.arguments --write."""
+    table = json.loads(arguments.TABLE.read_text())
+    assert table["versions"] == arguments.installed_versions()
+    assert table["names"] == arguments.ask_swift()
+
+
+# ---- processes and batch
+
+
+@pytest.mark.parametrize(("processes", "steps"), [(1, 16), (2, 8), (4, 4), (8, 2)])
+def test_effective_batch_is_kept(processes, steps, capsys, gpus, monkeypatch):
+    gpus(8)
+    monkeypatch.setenv("NPROC_PER_NODE", str(processes))
+    assert flag(dry(capsys, "sft"), "gradient_accumulation_steps") == str(steps)
+
+
+def test_nodes_count_too(capsys, gpus, monkeypatch):
+    gpus(2)
+    for name, value in {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": 29501}.items():
+        monkeypatch.setenv(name, str(value))
+    out = dry(capsys, "sft")
+    assert flag(out, "gradient_accumulation_steps") == "4"
+    assert "MASTER_ADDR=10.0.0.1 MASTER_PORT=29501 NNODES=2 NODE_RANK=1 NPROC_PER_NODE=2" in out
+    monkeypatch.delenv("MASTER_ADDR")
+    with pytest.raises(UserError, match="NNODES=2 needs MASTER_ADDR"):
+        launch.main(["sft", "--dry-run"])
+
+
+def test_what_does_not_divide_is_refused_with_the_nearest(gpus, monkeypatch):
+    gpus(3)
+    monkeypatch.setenv("NPROC_PER_NODE", "3")
+    with pytest.raises(UserError, match=r"effective_batch_size 32 .*\(2 x 3 = 6\); the nearest that fit: 30, 36"):
+        launch.main(["sft", "--dry-run"])
+
+
+def test_accumulation_by_flag_replaces_the_effective_batch(capsys, gpus):
+    assert flag(dry(capsys, "sft", "--gradient_accumulation_steps", "3"), "gradient_accumulation_steps") == "3"
+    with pytest.raises(UserError, match="flags: effective_batch_size and gradient_accumulation_steps"):
+        launch.main(["sft", "--gradient_accumulation_steps", "3", "--effective_batch_size", "6", "--dry-run"])
+
+
+def test_no_gpu_names_the_phantom_config(gpus):
+    with pytest.raises(UserError, match=r"none is visible; .*bash APO-Qwen2.5.sh configs/apo_phantom.yaml"):
+        launch.main(["apo"])
+
+
+def test_more_processes_than_gpus(gpus, monkeypatch):
+    gpus(2)
+    monkeypatch.setenv("NPROC_PER_NODE", "4")
+    with pytest.raises(UserError, match="NPROC_PER_NODE=4, but 2 GPU"):
+        launch.main(["sft"])
+
+
+@pytest.mark.parametrize("value", ["two", "0", "-1"])
+def test_nonsense_in_the_environment(value, gpus, monkeypatch):
+    monkeypatch.setenv("NPROC_PER_NODE", value)
+    with pytest.raises(UserError, match=f"NPROC_PER_NODE {value}"):
+        launch.main(["sft", PHANTOM["sft"], "--dry-run"])
+
+
+def test_one_gpu_runs_without_torchrun_unless_deepspeed_wants_it(capsys, gpus):
+    gpus(1)
+    assert "NPROC_PER_NODE" not in dry(capsys, "sft")
+    assert "NPROC_PER_NODE=1" in dry(capsys, "apo")
+
+
+def test_all_gpus_are_not_taken_silently(capsys, gpus):
+    gpus(8)
+    out = dry(capsys, "sft")
+    assert "NPROC_PER_NODE=2" in out
+    assert "8 GPUs visible, 2 used as published; NPROC_PER_NODE=8 uses all" in out
+
+
+def test_cpu_hides_gpus_and_ranks_talk_by_gloo(capsys, gpus, monkeypatch):
+    monkeypatch.setattr(plan, "visible_gpus", lambda: pytest.fail("a CPU run asked for GPUs"))
+    assert "CUDA_VISIBLE_DEVICES=''" in dry(capsys, "sft", PHANTOM["sft"])
+    monkeypatch.setenv("NPROC_PER_NODE", "2")
+    out = dry(capsys, "sft", PHANTOM["sft"], "--per_device_train_batch_size", "16")
+    assert flag(out, "ddp_backend") == "gloo"
+    assert flag(out, "gradient_accumulation_steps") == "1"
+
+
+def test_flash_attention_falls_back_aloud(capsys, gpus, monkeypatch):
+    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: None)
+    out = dry(capsys, "sft")
+    assert flag(out, "attn_impl") == "sdpa"
+    assert "flash-attn is not installed" in out
+    with pytest.raises(UserError, match="packing needs flash-attn"):
+        launch.main(["sft", "--packing", "true", "--dry-run"])
+    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: object())
+    assert flag(dry(capsys, "sft"), "attn_impl") == "flash_attn"
+
+
+# ---- model
+
+
+def test_missing_model(gpus, studies, tmp_path):
+    words = ["apo", PHANTOM["apo"], "--dataset", str(studies), "--output_dir", str(tmp_path / "o")]
+    for model in ("runs/none/checkpoint-9", "./none", "/none", "none"):
+        with pytest.raises(UserError, match=f"model {model}: no such folder"):
+            launch.main([*words, "--model", model])
+    assert not (tmp_path / "o").exists()
+
+
+def test_hub_names_pass(gpus, studies, tmp_path, ran, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    launch.main(
+        [
+            "sft",
+            PHANTOM["sft"],
+            "--dataset",
+            str(studies),
+            "--model",
+            "Qwen/Qwen2.5-VL-7B-Instruct",
+            "--output_dir",
+            "o",
+        ]
+    )
+    assert ran[0].settings["model"] == "Qwen/Qwen2.5-VL-7B-Instruct"
+    assert "check_model" not in ran[0].settings
+
+
+def test_an_adapter_is_no_model(gpus, model, tmp_path):
+    adapter = tmp_path / "checkpoint-5"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(model)}))
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=f"merge it first .*--merge_lora true.*--model {model} --adapters {adapter}"):
+        launch.main(["apo", PHANTOM["apo"], "--model", str(adapter)])
+    with pytest.raises(UserError, match="is a full model, not an adapter"):
+        launch.main(["apo", PHANTOM["apo"], "--model", str(model), "--adapters", str(model)])
+
+
+def test_reference_of_an_adapter_is_that_adapter(capsys, gpus):
+    out = dry(capsys, "apo", PHANTOM["apo"], "--adapters", "learn/checkpoint-5")
+    assert flag(out, "ref_adapters") == "learn/checkpoint-5"
+    assert "reference = the stage-one adapter" in out
+    out = dry(capsys, "apo", PHANTOM["apo"], "--adapters", "a", "--ref_adapters", "b")
+    assert flag(out, "ref_adapters") == "b"
+    assert "--ref_adapters" not in dry(capsys, "sft", PHANTOM["sft"], "--adapters", "a")
+
+
+# ---- data
+
+
+def run(method, model, studies, out, *words):
+    given = ["--model", model, "--dataset", studies, "--output_dir", out, *words]
+    # The phantom config takes its films from the quickstart's folder.
+    root = ["--image_root", Path(str(studies)).parent] if method == "apo" and "--image_root" not in words else []
+    return launch.main([method, PHANTOM[method], *map(str, [*given, *root])])
+
+
+def lines(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_study_records_become_sft_rows(model, studies, tmp_path, ran, capsys):
+    assert run("sft", model, studies, tmp_path / "o") == 0
+    used = ran[0].settings
+    assert used["dataset"] == [str(tmp_path / "o/rows/train.jsonl")]
+    assert used["val_dataset"] == [str(tmp_path / "o/rows/validate.jsonl")]
+    assert (len(lines(used["dataset"][0])), len(lines(used["val_dataset"][0]))) == (9, 3)
+    assert used["model"] == str(model)
+    assert used["check_model"] == "false"
+    assert not {"image_root", "effective_batch_size", "check_images"} & used.keys()
+    out = capsys.readouterr().out
+    assert "9 rows from 3 studies" in out
+    assert "empty 3" in out
+    assert "longest row" in out
+
+
+def test_study_records_become_apo_rows(model, studies, tmp_path, ran):
+    run("apo", model, studies, tmp_path / "o")
+    rows = lines(ran[0].settings["dataset"][0])
+    assert [len(row["negative_messages"]) for row in rows] == [3, 3, 3]
+    assert not [key for key in ran[0].settings if key.startswith("on_")]
+
+
+def test_rows_pass_as_they_are(model, studies, tmp_path, ran, capsys):
+    run("apo", model, studies, tmp_path / "o")
+    rows = Path(ran[0].settings["dataset"][0])
+    run("apo", model, f"{rows}#2", tmp_path / "p")
+    assert ran[1].settings["dataset"] == [f"{rows}#2"]
+    assert "val_dataset" not in ran[1].settings
+    assert not (tmp_path / "p/rows").exists()
+    assert f"{rows}: 3 rows, checked" in capsys.readouterr().out
+
+
+def test_given_validation_set_wins(model, studies, tmp_path, ran):
+    run("sft", model, studies, tmp_path / "o", "--val_dataset", studies)
+    assert ran[0].settings["val_dataset"] == [str(tmp_path / "o/rows/validate.jsonl")]
+
+
+def test_two_files_of_studies(model, studies, tmp_path, ran):
+    second = write(studies.with_name("more.jsonl"), [row | {"id": f"t{n}"} for n, row in enumerate(lines(studies)[:2])])
+    launch.main(
+        ["sft", PHANTOM["sft"], "--model", str(model), "--output_dir", str(tmp_path / "o"), "--dataset"]
+        + [str(studies), str(second)]
+    )
+    assert [len(lines(path)) for path in ran[0].settings["dataset"]] == [9, 6]
+    assert len(ran[0].settings["val_dataset"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "message"),
+    [
+        (lambda row: row.pop("consensus"), [], r"studies.jsonl:2: study 's1': has no consensus"),
+        (lambda row: row.update(trajectories=row["trajectories"][3:]), [], r":2: study 's1': has no ok trajectory"),
+        (lambda row: row.update(images=["films/none.png"]), [], r":2: study 's1': image"),
+        (lambda row: row.update(splitt="train"), [], r":2: .*did you mean 'split'"),
+        (
+            lambda row: row["consensus"].update(text="effusion " * 2000),
+            [],
+            r"train.jsonl:2: \d+ tokens .* max_length 1024",
+        ),
+        (lambda row: row["consensus"].update(text=TEACHERS["a"]), ["--on_identical", "error"], r":2: .*equals"),
+    ],
+)
+def test_bad_studies_stop_before_training(change, words, message, model, studies, tmp_path, ran):
+    rows = lines(studies)
+    change(rows[1])
+    with pytest.raises(UserError, match=message):
+        run("apo", model, write(studies, rows), tmp_path / "o", *words)
+    assert ran == []
+
+
+def test_a_study_without_consensus_can_be_dropped(model, studies, tmp_path, ran):
+    rows = lines(studies)
+    del rows[1]["consensus"]
+    run("apo", model, write(studies, rows), tmp_path / "o", "--on-missing-consensus", "drop")
+    assert len(lines(ran[0].settings["dataset"][0])) == 2
+
+
+def test_missing_dataset(model, tmp_path, ran):
+    with pytest.raises(UserError, match=r"dataset none.jsonl: no such file; .*python -m data.phantom"):
+        run("sft", model, "none.jsonl", tmp_path / "o")
+
+
+# ---- running
+
+
+def test_record_of_the_run(model, studies, tmp_path, ran):
+    run("sft", model, studies, tmp_path / "o", "--seed", "7")
+    note = json.loads((tmp_path / "o/launch.json").read_text())
+    assert note["command"][1:4] == ["-m", "swift.cli.main", "sft"]
+    assert note["settings"]["seed"] == "7"
+    assert note["datasets"][0]["path"] == str(studies)
+    assert len(note["datasets"][0]["sha256"]) == len(note["config"]["sha256"]) == 64
+    assert note["versions"]["ms-swift"] == arguments.installed_versions()["ms-swift"]
+    assert note["environment"] == {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_two_runs_on_one_folder(model, studies, tmp_path, ran):
+    with (
+        launch.locked(tmp_path / "o"),
+        pytest.raises(UserError, match=rf"process {os.getpid()} trains into it; wait for it"),
+    ):
+        run("sft", model, studies, tmp_path / "o")
+    assert run("sft", model, studies, tmp_path / "o") == 0
+
+
+def checkpoint(folder, model=None):
+    folder.mkdir(parents=True) if model is None else shutil.copytree(model, folder)
+    (folder / "trainer_state.json").write_text("{}")
+    return folder
+
+
+def test_earlier_checkpoints_are_not_mixed_in(model, studies, tmp_path, ran):
+    saved = checkpoint(tmp_path / "o/checkpoint-20", model)
+    with pytest.raises(UserError, match=f"holds checkpoint-20 of an earlier run; .*--resume_from_checkpoint {saved}"):
+        run("sft", model, studies, tmp_path / "o")
+    assert run("sft", model, studies, tmp_path / "o", "--resume_from_checkpoint", saved) == 0
+    with pytest.raises(UserError, match="no trainer_state.json"):
+        run("sft", model, studies, tmp_path / "o", "--resume_from_checkpoint", model)
+    with pytest.raises(UserError, match="no such checkpoint"):
+        run("sft", model, studies, tmp_path / "o", "--resume_from_checkpoint", tmp_path / "none")
+
+
+def test_resuming_full_tuning_loads_the_checkpoints_weights(model, studies, tmp_path, ran, capsys):
+    """transformers alone would go on with the first weights, see plan.resume_weights; tests/scripts/test_runs.py."""
+    saved = checkpoint(tmp_path / "o/checkpoint-20", model)
+    words = ("--resume_from_checkpoint", saved)
+    run("sft", model, studies, tmp_path / "o", *words)
+    run("apo", model, studies, tmp_path / "o", *words)
+    run("apo", model, studies, tmp_path / "o", *words, "--tuner_type", "lora")
+    used = [(one.settings["model"], one.settings.get("ref_model")) for one in ran]
+    assert used == [(str(saved), None), (str(saved), str(model)), (str(model), None)]
+    assert "weights are loaded from the checkpoint" in capsys.readouterr().out
+
+
+def test_failure_says_how_to_go_on(model, studies, tmp_path, ran, capsys, monkeypatch):
+    ran.status = 3
+    assert run("sft", model, studies, tmp_path / "o") == 3
+    assert "no checkpoint was saved" in capsys.readouterr().err
+
+    def fail_after_saving(one, lock):
+        checkpoint(tmp_path / "o/checkpoint-40")
+        return 1
+
+    monkeypatch.setattr(launch, "execute", fail_after_saving)
+    assert run("sft", model, studies, tmp_path / "o") == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "status 1; to go on from checkpoint-40: bash SFT-Qwen2.5.sh" in last
+    assert last.endswith(f"--resume_from_checkpoint {tmp_path}/o/checkpoint-40")
+
+
+def test_success_says_what_is_next(model, studies, tmp_path, capsys, monkeypatch):
+    def train(one, lock):
+        folder = checkpoint(Path(str(one.settings["output_dir"])) / "checkpoint-8")
+        if one.stage == "learn" and "lora" in str(folder):
+            (folder / "adapter_config.json").write_text("{}")
+        return 0
+
+    monkeypatch.setattr(launch, "execute", train)
+    for method, name, line in (
+        ("sft", "full", "next: bash scripts/compare.sh"),
+        ("sft", "lora", "export --adapters"),
+        ("apo", "full2", "next: bash scripts/evaluate.sh"),
+    ):
+        run(method, model, studies, tmp_path / name)
+        last = capsys.readouterr().out.strip().splitlines()[-1]
+        assert line in last
+        assert f"{tmp_path}/{name}/checkpoint-8" in last
+
+
+# A stand-in for ms-swift: found before the real one, it notes how it was called and does what it is told.
+STUB = """
+import json, os, pathlib, signal, subprocess, sys, time
+note = pathlib.Path(os.environ["STUB"])
+behaviour = os.environ["STUB_DOES"]
+if behaviour == "wait":
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    note.write_text(json.dumps({"pid": os.getpid(), "child": child.pid}))
+    child.wait()
+note.write_text(json.dumps({"argv": sys.argv[1:], "env": dict(os.environ)}))
+sys.exit(int(behaviour))
+"""
+
+
+@pytest.fixture
+def stub(tmp_path):
+    package = tmp_path / "stub/swift/cli"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").write_text("")
+    (package / "main.py").write_text(STUB)
+    note = tmp_path / "note.json"
+
+    def start(does, *words):
+        environment = {**os.environ, "STUB": str(note), "STUB_DOES": does}
+        environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{tmp_path / 'stub'}"
+        command = [sys.executable, "-m", "scripts.launch", *map(str, words)]
+        return subprocess.Popen(
+            command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    start.note = note
+    return start
+
+
+def words_for(model, studies, out):
+    return "sft", PHANTOM["sft"], "--model", model, "--dataset", studies, "--output_dir", out
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z" if Path("/proc").exists() else True
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("status", ["0", "7"])
+def test_swift_is_called_and_its_status_passed_on(status, stub, model, studies, tmp_path):
+    process = stub(status, *words_for(model, studies, tmp_path / "o"))
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == int(status)
+    called = json.loads(stub.note.read_text())
+    assert called["argv"][:3] == ["sft", "--model", str(model)]
+    assert called["env"]["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+    assert called["env"]["CUDA_VISIBLE_DEVICES"] == ""
+    assert ("error: ms-swift ended with status 7" in err) == (status == "7")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_whole_tree(number, stub, model, studies, tmp_path):
+    process = stub("wait", *words_for(model, studies, tmp_path / "o"))
+    wait_for(lambda: stub.note.exists() and stub.note.read_text().endswith("}"))
+    started = json.loads(stub.note.read_text())
+    second = stub("0", *words_for(model, studies, tmp_path / "o"))
+    _, refused = second.communicate(timeout=120)
+    assert second.returncode == 2
+    assert f"process {process.pid} trains into it" in refused
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "error: ms-swift ended with status" in err
+    wait_for(lambda: not alive(started["pid"]) and not alive(started["child"]))
+
+
+def test_killing_the_launcher_alone_keeps_the_folder_locked(stub, model, studies, tmp_path):
+    process = stub("wait", *words_for(model, studies, tmp_path / "o"))
+    wait_for(lambda: stub.note.exists() and stub.note.read_text().endswith("}"))
+    started = json.loads(stub.note.read_text())
+    process.kill()
+    process.wait(timeout=60)
+    try:
+        assert alive(started["pid"])
+        with pytest.raises(UserError, match="trains into it"), launch.locked(tmp_path / "o"):
+            pass
+    finally:
+        os.killpg(started["pid"], signal.SIGKILL)
+        process.communicate(timeout=60)
+
+
+def test_shell_launchers(tmp_path):
+    """From any folder, with a package of ours shadowed by one of the caller's."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/__init__.py").write_text("raise SystemExit('the wrong scripts package')")
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
+    for script, config, word in (
+        ("SFT-Qwen2.5.sh", "sft_phantom.yaml", "sft"),
+        ("APO-Qwen2.5.sh", "apo_phantom.yaml", "rlhf"),
+    ):
+        command = ["bash", str(ROOT / script), str(ROOT / "configs" / config)]
+        done = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert f"swift.cli.main {word}" in done.stdout
+        done = subprocess.run([*command, "--sead", "1"], capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert (done.returncode, done.stderr) == (2, "error: unknown flag --sead; did you mean seed?\n")
+        done = subprocess.run(["bash", str(ROOT / script), "-h"], capture_output=True, text=True, env=environment)
+        assert done.stdout.startswith(("Learn:", "Critique:"))
+        assert f"bash {script}" in done.stdout
