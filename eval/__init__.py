@@ -1,0 +1,1 @@
+"""Predictions of a checkpoint, and tables, charts and pages that say how good they are."""

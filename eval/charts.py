@@ -1,0 +1,151 @@
+"""Pictures of a report: line charts as inline SVG, and the colour marks of a teacher's text. No files, no network.
+
+Colours are CSS classes (`s0`, `s1`, ... for lines; `ok`, `bad`, `unsure` for marks) that the page defines, for light
+and for dark.
+"""
+
+import html
+import math
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from data.findings import read_findings
+from eval.presence import FIVE, Reading
+
+Point = tuple[float, float]
+WIDTH, HEIGHT = 360, 220
+LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 34
+MAX_POINTS = 400
+
+
+def line_chart(series: Sequence[tuple[str, Sequence[Point]]], *, title: str, x_label: str = "step") -> Markup | None:
+    """An SVG line chart with legend; None when no series has a finite point.
+
+    Args:
+        series: (name, [(x, y), ...]) each, x a whole number; points that are not finite are left out.
+    """
+    lines = [(name, [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])]) for name, points in series]
+    # ms-swift evaluates twice at a last step that ends an epoch: one point a step, the later one.
+    lines = [(name, thin(sorted(dict(points).items()))) for name, points in lines if points]
+    if not lines:
+        return None
+    xs = [x for _, points in lines for x, _ in points]
+    ys = [y for _, points in lines for _, y in points]
+    x_ticks, y_ticks = ticks(min(xs), max(xs), 6), ticks(min(ys), max(ys), 5)
+    x0, x1 = min(xs), max(max(xs), min(xs) + 1e-9)
+    y0, y1 = y_ticks[0], y_ticks[-1]
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return (
+            LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT),
+            HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM),
+        )
+
+    out = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">']
+    for y in y_ticks:
+        _, py = at(x0, y)
+        out.append(f'<line class="grid" x1="{LEFT}" y1="{py:.1f}" x2="{WIDTH - RIGHT}" y2="{py:.1f}"/>')
+        out.append(f'<text class="tick" x="{LEFT - 5}" y="{py + 4:.1f}" text-anchor="end">{number(y)}</text>')
+    for x in (t for t in x_ticks if x0 <= t <= x1 and abs(t - round(t)) < 1e-9):
+        px, _ = at(x, y0)
+        anchor = "end" if px > WIDTH - 24 else "middle"
+        out.append(
+            f'<text class="tick" x="{px:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="{anchor}">{number(x)}</text>'
+        )
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    out.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">{html.escape(x_label)}</text>')
+    for i, (_, points) in enumerate(lines):
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*p) for p in points))
+        if len(points) == 1:
+            x, y = at(*points[0])
+            out.append(f'<circle class="dot s{i}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
+        else:
+            out.append(f'<polyline class="line s{i}" points="{path}"/>')
+    out.append("</svg>")
+    keys = "".join(
+        f'<span class="key"><svg viewBox="0 0 18 8" aria-hidden="true">'
+        f'<line class="line s{i}" x1="0" y1="4" x2="18" y2="4"/></svg>'
+        f"{html.escape(name)} <small>(last {number(points[-1][1])})</small></span>"
+        for i, (name, points) in enumerate(lines)
+    )
+    return Markup(f'{"".join(out)}<div class="keys">{keys}</div>')
+
+
+def thin(points: list[Point]) -> list[Point]:
+    """At most MAX_POINTS of a long curve, evenly, with its first and last point."""
+    if len(points) <= MAX_POINTS:
+        return points
+    return [points[round(i * (len(points) - 1) / (MAX_POINTS - 1))] for i in range(MAX_POINTS)]
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """Round numbers that enclose [low, high], about `count` of them."""
+    if high - low < 1e-12:
+        pad = abs(high) * 0.1 or 1.0
+        low, high = low - pad, high + pad
+    raw = (high - low) / count
+    magnitude = 10 ** math.floor(math.log10(raw))
+    step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def number(value: float) -> str:
+    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return "0" if float(text) == 0 else text
+
+
+def verdicts(reading: Reading | None, truth: Reading, labels: Sequence[str] = FIVE) -> list[tuple[str, str, str]]:
+    """(label, what the answer says, "ok" | "bad" | "unsure") for every label; an answer that is silent says absent."""
+    out = []
+    for label in labels:
+        state, side = (reading or {}).get(label, ("absent", None))
+        said = "no answer" if reading is None else state if label in reading else "not mentioned"
+        if side and state != "absent":
+            said += f", {side}"
+        kind = "bad" if reading is None else verdict(label, state, side, truth)
+        if kind == "bad" and state == "present" == truth.get(label, ("absent", None))[0]:
+            said += " (wrong side)"
+        out.append((label, said, kind))
+    return out
+
+
+def verdict(label: str, state: str, side: str | None, truth: Reading) -> str:
+    """One claim against the truth: "unsure" if either hedges, "ok" if state and (where both name one) side agree."""
+    true_state, true_side = truth.get(label, ("absent", None))
+    if state == "uncertain" or true_state == "uncertain":
+        return "unsure"
+    if state != true_state:
+        return "bad"
+    return "bad" if state == "present" and side and true_side and side != true_side else "ok"
+
+
+def marked_text(text: str, truth: Reading) -> Markup:
+    """A text with every claim marked by its verdict against the truth, escaped for HTML.
+
+    Green is consistent, red in conflict, blue uncertain (the colours of the method's own figure). Where claims share a
+    span, conflict shows before uncertainty before consistency; the title of a mark lists all its claims.
+    """
+    rank = {"ok": 1, "unsure": 2, "bad": 3}
+    kinds: list[str | None] = [None] * len(text)
+    notes: list[tuple[str, ...]] = [()] * len(text)
+    for claim in read_findings(text):
+        kind = verdict(claim.label, claim.state, claim.side, truth)
+        true_state, true_side = truth.get(claim.label, ("absent", None))
+        said = f"{claim.label}: {claim.state}{f' {claim.side}' if claim.side else ''}"
+        note = f"{said} (truth: {true_state}{f' {true_side}' if true_side and true_state != 'absent' else ''})"
+        for i in range(claim.start, min(claim.end, len(text))):
+            old = kinds[i]
+            kinds[i] = kind if old is None or rank[kind] > rank[old] else old
+            notes[i] = (*notes[i], note)
+    out, start = [], 0
+    for i in range(1, len(text) + 1):
+        if i < len(text) and kinds[i] == kinds[start] and notes[i] == notes[start]:
+            continue
+        piece = html.escape(text[start:i])
+        if kinds[start]:
+            piece = f'<mark class="{kinds[start]}" title="{html.escape("; ".join(notes[start]))}">{piece}</mark>'
+        out.append(piece)
+        start = i
+    return Markup("".join(out))

@@ -1,0 +1,175 @@
+"""One self-contained HTML page of a phantom run: table, curves, accuracy map, sample films with what was said of them.
+
+    python -m eval.report --results results.json --studies COMPARED.jsonl --image-root DIR \\
+        --predictions learn=FILE --predictions critique=FILE \\
+        --learn-log DIR/logging.jsonl --critique-log DIR/logging.jsonl --out report.html
+
+Nothing is loaded from elsewhere: films are embedded, charts are inline SVG, and every text is escaped.
+"""
+
+import argparse
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+from PIL import Image
+
+from data.errors import UserError, run_cli
+from data.files import read_jsonl, write_atomic
+from data.records import image_paths, read_studies, root_of
+from eval import charts, phantom, presence
+from eval.presence import FIVE
+
+FILM_SIDE = 448  # pixels; larger films are shrunk for the page
+CURVES = {
+    "learn": [("Loss", ("loss", "eval_loss"))],
+    "critique": [
+        ("APO loss", ("loss", "eval_loss")),
+        ("Rewards", ("rewards/chosen", "rewards/rejected")),
+        ("Reward margin", ("rewards/margins",)),
+        ("Chosen beats all negatives", ("rewards/accuracies",)),
+    ],
+}
+
+
+def read_log(path) -> list[dict]:
+    """The step rows of an ms-swift logging.jsonl as [{"step": int, key: float, ...}]; [] when there is no such file.
+
+    Rows without "global_step/max_steps" (the summary at the end) and values that are no numbers are left out.
+    """
+    if path is None or not Path(path).is_file():
+        return []
+    rows = []
+    for _, row in read_jsonl(path, torn="drop"):
+        step = str(row.get("global_step/max_steps", "")).partition("/")[0] if isinstance(row, dict) else ""
+        if step.isdigit():
+            numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+            rows.append({"step": int(step), **numbers})
+    return rows
+
+
+def curves(stage: str, rows: Sequence[dict]) -> list[dict]:
+    """Charts of a stage: [{"title", "svg"}], svg None where the log holds no such value."""
+    out = []
+    for title, keys in CURVES[stage]:
+        series = [(key, [(row["step"], row[key]) for row in rows if key in row]) for key in keys]
+        out.append({"title": f"{title} ({stage})", "svg": charts.line_chart(series, title=f"{title} by step, {stage}")})
+    return out
+
+
+def pick_samples(studies: Sequence[dict], count: int = 6) -> list[dict]:
+    """Films to show, by a rule that cannot pick favourites: in file order, the first film that shows each of the five
+    findings, then the first with none of them, then whatever comes first."""
+    truths = {s["id"]: presence.read_truth(s) for s in studies}
+    wanted = [lambda t, f=f: presence.is_present(t, f) for f in FIVE]
+    wanted += [lambda t: not any(presence.is_present(t, f) for f in FIVE), *[lambda t: True] * count]
+    chosen: list[dict] = []
+    for test in wanted:
+        if len(chosen) == count:
+            break
+        chosen += [s for s in studies if test(truths[s["id"]]) and s not in chosen][:1]
+    return chosen
+
+
+def film_uri(path) -> str:
+    """A film as a data: URI (PNG, grey, shrunk to at most FILM_SIDE)."""
+    try:
+        with Image.open(path) as film:
+            film = film.convert("L")
+            film.thumbnail((FILM_SIDE, FILM_SIDE))
+            buffer = io.BytesIO()
+            film.save(buffer, "PNG", optimize=True)
+    except OSError as error:
+        raise UserError(f"{path}: film cannot be read ({type(error).__name__}); check --image-root") from None
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def sample_view(study: dict, root: str, students: dict[str, str]) -> dict:
+    """What the page shows of one film."""
+    truth = presence.read_truth(study)
+
+    def voice(name: str, kind: str, text: str | None, status: str = "ok") -> dict:
+        reading = presence.read_answer(text if status in phantom.ANSWERED else None)
+        return {
+            "name": name,
+            "kind": kind,
+            "status": status,
+            "text": charts.marked_text(text, truth) if text else None,
+            "verdicts": charts.verdicts(reading, truth),
+        }
+
+    consensus = (study.get("consensus") or {}).get("text")
+    voices = [voice(f"student, {name}", "student", text) for name, text in students.items()]
+    if consensus:
+        voices.append(voice("consensus", "consensus", consensus))
+    voices += [voice(t["teacher"], "teacher", t["text"], t["status"]) for t in study["trajectories"]]
+    listed = [
+        (label, f"{state}{f', {side}' if side else ''}")
+        for label, (state, side) in truth.items()
+        if state != "absent" and label != "No Finding"
+    ]
+    films = [film_uri(path) for path in image_paths(study, root)]
+    return {"id": study["id"], "films": films, "truth": listed, "voices": voices}
+
+
+def render(results: dict, samples: Sequence[dict], learn_log: Sequence[dict], critique_log: Sequence[dict]) -> str:
+    """The page as HTML text."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    env = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    env.filters["percent"] = phantom.percent
+    # Depth of colour in the accuracy map: none at 30 %, full at 100 %; kept light enough to read the number on.
+    env.globals["shade"] = lambda accuracy: round(min(max((accuracy - 0.3) / 0.7, 0), 1) * 75)
+    students = {r.get("stage"): r for r in results["rows"] if r["kind"] == "student"}
+    return env.get_template("report_page.html").render(
+        results=results,
+        five=FIVE,
+        samples=samples,
+        students=students,
+        teachers=[r for r in results["rows"] if r["kind"] == "teacher"],
+        learn_curves=curves("learn", learn_log),
+        critique_curves=curves("critique", critique_log),
+        others=sorted({label for r in results["rows"] for label in r["other_findings"]}),
+    )
+
+
+def read_results(path) -> dict:
+    """results.json; UserError when it is not one of this schema."""
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable ({type(error).__name__}); make it with python -m eval.phantom") from None
+    if not isinstance(results, dict) or results.get("schema") != phantom.SCHEMA:
+        raise UserError(f"{path}: not a results file of schema {phantom.SCHEMA}; make it with python -m eval.phantom")
+    return results
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m eval.report", description=__doc__.split("\n")[0])
+    parser.add_argument("--results", required=True, help="results.json of eval.phantom")
+    parser.add_argument("--studies", required=True, help="the studies that it scored")
+    parser.add_argument("--image-root", help="what image paths are relative to (default: folder of --studies)")
+    parser.add_argument("--predictions", action="append", default=[], metavar="NAME=FILE")
+    parser.add_argument("--learn-log", help="logging.jsonl of the learn stage")
+    parser.add_argument("--critique-log", help="logging.jsonl of the critique stage")
+    parser.add_argument("--samples", type=int, default=6, help="films to show (default: 6)")
+    parser.add_argument("--out", required=True, help="report.html to write")
+    args = parser.parse_args(argv)
+    results = read_results(args.results)
+    root = root_of(args.studies, args.image_root)
+    studies = phantom.split_of(read_studies(args.studies), results["split"])[: results["studies"]["scored"]]
+    files = phantom.named_files(args.predictions)
+    texts = {name: phantom.read_predictions(path, studies) for name, path in files.items()}
+    at = {s["id"]: i for i, s in enumerate(studies)}
+    views = [
+        sample_view(s, root, {name: answers[at[s["id"]]] for name, answers in texts.items()})
+        for s in pick_samples(studies, args.samples)
+    ]
+    write_atomic(args.out, render(results, views, read_log(args.learn_log), read_log(args.critique_log)))
+    print(f"written: {args.out}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,163 @@
+import json
+
+import pytest
+
+from data.errors import UserError
+from eval import phantom
+from eval.presence import FIVE
+from tests.eval.cases import ALL_CLEAR, report, study, trajectory
+
+REFUSAL = "I'm sorry, but I can't help with interpreting medical images."
+
+
+def cohort():
+    """Four test films (edema on two), two teachers: "good" right but for one refusal, "blind" always clear."""
+    edema = report(Edema="present")
+    test = [
+        study(0, {"Edema": None}, [trajectory("good", edema), trajectory("blind", ALL_CLEAR)], consensus=edema),
+        study(1, {"Edema": None}, [trajectory("good", edema), trajectory("blind", ALL_CLEAR)], consensus=edema),
+        study(2, {}, [trajectory("good", ALL_CLEAR), trajectory("blind", ALL_CLEAR)], consensus=ALL_CLEAR),
+        study(3, {}, [trajectory("good", REFUSAL, "refused"), trajectory("blind", ALL_CLEAR)], consensus=ALL_CLEAR),
+    ]
+    train = [study(i, {"Pneumonia": "left"} if i else {}, split="train") for i in range(3)]
+    return train, test
+
+
+def rows_by_name(results):
+    return {row["name"]: row for row in results["rows"]}
+
+
+def test_rows_of_everyone_on_the_same_films():
+    train, test = cohort()
+    good = [report(Edema="present"), report(Edema="present"), ALL_CLEAR, ALL_CLEAR]
+    results = phantom.evaluate(test, {"learn": [ALL_CLEAR] * 4, "critique": good}, train=train)
+    rows = rows_by_name(results)
+    assert [r["kind"] for r in results["rows"]] == ["teacher", "teacher", "baseline", "consensus", "student", "student"]
+    assert {r["n"] for r in results["rows"]} == {4}
+    assert rows["blind"]["mean_accuracy"] == pytest.approx(0.9)
+    assert rows["good"]["mean_accuracy"] == pytest.approx(0.75), "the refusal is wrong for all five"
+    assert rows["good"]["malformed_rate"] == 0.25
+    assert rows["consensus"]["mean_accuracy"] == 1.0
+    assert rows["student, critique"]["stage"] == "critique" and rows["student, learn"]["stage"] == "learn"
+    assert rows["student, critique"]["beats_all_teachers"] and not rows["student, learn"]["beats_all_teachers"]
+    first = results["comparisons"][0]
+    assert (first["a"], first["b"]) == ("student, critique", "student, learn")
+    assert first["mean_accuracy_difference"] == pytest.approx(0.1)
+
+
+def test_majority_class_is_counted_on_the_training_films():
+    train, test = cohort()
+    results = phantom.evaluate(test, {}, train=train)
+    row = rows_by_name(results)["majority class"]
+    # Pneumonia is on 2 of 3 training films and on no test film: always said, always wrong.
+    assert row["accuracy"] == {
+        "Consolidation": 1.0,
+        "Pleural Effusion": 1.0,
+        "Pneumonia": 0.0,
+        "Pneumothorax": 1.0,
+        "Edema": 0.5,
+    }
+    assert row["balanced_accuracy"]["Edema"] == 0.5
+    assert row["malformed_rate"] == 0.0
+
+
+def test_an_even_split_is_no_majority():
+    train = [study(0, {"Edema": None}, split="train"), study(1, {}, split="train")]
+    assert phantom.majority_reading(train, FIVE, "present")["Edema"][0] == "absent"
+
+
+def test_absent_rows_are_said_never_silent():
+    _, test = cohort()
+    for one in test:
+        del one["consensus"]
+    results = phantom.evaluate(test, {}, train=[])
+    assert not {"consensus", "majority class"} & set(rows_by_name(results))
+    assert len(results["notes"]) == 2
+
+
+def test_a_film_without_consensus_or_trajectory_counts_as_malformed():
+    _, test = cohort()
+    del test[0]["consensus"]
+    test[1]["trajectories"] = test[1]["trajectories"][:1]
+    rows = rows_by_name(phantom.evaluate(test, {}))
+    assert rows["consensus"]["malformed"] == 1
+    assert rows["blind"]["malformed"] == 1 and rows["blind"]["n"] == 4
+
+
+def test_the_status_decides_whether_a_text_is_an_answer():
+    texts = [("ok", 0), ("truncated", 0), ("refused", 1), ("filtered", 1), ("empty", 1)]
+    for status, malformed in texts:
+        one = [study(0, {}, [trajectory("t", ALL_CLEAR, status)])]
+        assert rows_by_name(phantom.evaluate(one, {}))["t"]["malformed"] == malformed, status
+
+
+def run(make_file, tmp_path, *extra):
+    train, test = cohort()
+    path = make_file(train + test)
+    answers = tmp_path / "critique.jsonl"
+    answers.write_text("".join(json.dumps({"id": s["id"], "text": s["consensus"]["text"]}) + "\n" for s in test))
+    out = tmp_path / "results.json"
+    phantom.main(["--studies", str(path), "--predictions", f"critique={answers}", "--out", str(out), *extra])
+    return json.loads(out.read_text())
+
+
+def test_results_schema(make_file, tmp_path, capsys):
+    stages = tmp_path / "stages.json"
+    stages.write_text('{"stages": {"cohort": {"seconds": 3.5}, "learn": {"seconds": 10}}}')
+    results = run(make_file, tmp_path, "--seed", "5", "--seconds", "learn=142", "--stages-file", str(stages))
+    assert results["seed"] == 5 and results["seconds"] == {"cohort": 3.5, "learn": 142.0}
+    assert results["versions"]["python"] and results["environment"]["cpus"]
+    for row in results["rows"]:
+        assert row["kind"] in ("teacher", "baseline", "consensus", "student")
+        assert set(row["accuracy"]) == set(row["balanced_accuracy"]) == set(FIVE)
+        assert row["mean_accuracy"] == pytest.approx(sum(row["accuracy"].values()) / 5)
+        low, high = row["mean_accuracy_ci95"]
+        assert low <= row["mean_accuracy"] <= high
+        assert {"n", "malformed_rate", "laterality", "other_findings", "mean_balanced_accuracy"} <= set(row)
+    majority = rows_by_name(results)["majority class"]
+    assert majority["train_studies"] == 3 and majority["accuracy"]["Pneumonia"] == 0.0
+    assert str(tmp_path) not in json.dumps(results), "results name no path of the machine"
+    printed = capsys.readouterr().out
+    assert "Mean accuracy above every teacher: consensus; student, critique" in printed
+
+
+def test_same_input_same_numbers(make_file, tmp_path):
+    one, two = run(make_file, tmp_path), run(make_file, tmp_path)
+    for results in (one, two):
+        results["environment"].pop("made")
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("", "no prediction"),
+        ('{"id": "test-0", "text": "No edema."}\n', "3 of 4 studies have no answer"),
+        ('{"id": "other", "text": "No edema."}\n', ":1: id other is not among"),
+        ('{"id": "test-0", "text": "a"}\n{"id": "test-0", "text": "b"}\n', ":2: id test-0 stands here twice"),
+        ('{"id": "test-0"}\n', ":1: a prediction needs"),
+    ],
+)
+def test_bad_predictions(tmp_path, lines, message):
+    path = tmp_path / "p.jsonl"
+    path.write_text(lines)
+    with pytest.raises(UserError, match=message):
+        phantom.read_predictions(path, cohort()[1])
+
+
+def test_predictions_are_matched_by_id_not_by_order(tmp_path):
+    test = cohort()[1]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps({"id": s["id"], "text": s["id"]}) + "\n" for s in reversed(test)))
+    assert phantom.read_predictions(path, test) == [s["id"] for s in test]
+
+
+@pytest.mark.parametrize("bad", [["learn"], ["=x"], ["learn=a", "learn=b"]])
+def test_bad_named_files(bad):
+    with pytest.raises(UserError, match="--predictions"):
+        phantom.named_files(bad)
+
+
+def test_an_empty_split_is_an_error():
+    with pytest.raises(UserError, match='no study of split "validate"'):
+        phantom.split_of(cohort()[1], "validate")

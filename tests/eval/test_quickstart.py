@@ -1,0 +1,78 @@
+"""The two command lines of this room as a user types them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eval.presence import FIVE
+from tests.eval.cases import study
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ["cohort", "student", "learn", "compare", "critique", "evaluate", "report"]
+
+
+def bash(script, *words, cwd=ROOT):
+    env = os.environ | {"VIRTUAL_ENV": sys.prefix}
+    call = ["bash", ROOT / "scripts" / script, *words]
+    return subprocess.run(call, capture_output=True, text=True, env=env, cwd=cwd)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sed", "1"], "unknown flag --sed"),
+        (["--seed", "one"], "--seed one: must be a whole number"),
+        (["--out"], "--out needs a value"),
+    ],
+)
+def test_quickstart_refuses_before_it_does_anything(words, message):
+    done = bash("quickstart.sh", *words)
+    assert done.returncode == 2 and message in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "evaluate.sh"])
+def test_help_is_the_head_of_the_script(script):
+    done = bash(script, "--help")
+    assert done.returncode == 0 and f"bash scripts/{script}" in done.stdout and "set -euo" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ckpt"], "no STUDIES.jsonl given"),
+        (["--studies", "s.jsonl"], "no checkpoint given"),
+        (["ckpt", "s.jsonl", "more"], "unexpected: more"),
+        (["ckpt", "s.jsonl", "--beta", "1"], "unknown flag --beta"),
+        (["ckpt", "s.jsonl", "--out"], "--out needs a value"),
+        (["ckpt", "s.jsonl"], "ckpt: no such checkpoint"),
+    ],
+)
+def test_evaluate_names_what_is_wrong(words, message, make_file, tmp_path):
+    make_file([study(0, {})], "s.jsonl")
+    done = bash("evaluate.sh", *words, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_whole_story_in_small_and_again(tmp_path):
+    out = tmp_path / "run"
+    first = bash("quickstart.sh", "--smoke", "--seed", "3", "--out", str(out))
+    assert first.returncode == 0, first.stdout + first.stderr
+    for number, name in enumerate(STAGES, 1):
+        assert f"[{number}/7] {name} ..." in first.stdout
+    results = json.loads((out / "results.json").read_text())
+    assert results["seed"] == 3 and list(results["seconds"]) == STAGES
+    kinds = [row["kind"] for row in results["rows"]]
+    assert kinds == ["teacher"] * 7 + ["baseline", "consensus", "student", "student"]
+    assert [row["stage"] for row in results["rows"][-2:]] == ["learn", "critique"]
+    assert all(row["n"] == 24 and set(row["accuracy"]) == set(FIVE) for row in results["rows"])
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("No curve") == 0 and page.count("data:image/png;base64,") == 6
+    before = (out / "results.json").read_bytes()
+    again = bash("quickstart.sh", "--smoke", "--seed", "3", "--out", str(out))
+    assert again.returncode == 0 and again.stdout.count("not repeated") == 7
+    assert (out / "results.json").read_bytes() == before

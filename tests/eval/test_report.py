@@ -1,0 +1,114 @@
+import json
+import re
+
+import pytest
+
+from data.errors import UserError
+from eval import charts, phantom
+from eval import report as page
+from tests.eval.cases import ALL_CLEAR, report, study, trajectory
+
+SCRIPT = "<script>alert('x')</script>"
+
+
+@pytest.fixture
+def files(make_file, tmp_path):
+    hostile = f"No edema. {SCRIPT} \"quoted\" & 'single'"
+    test = [
+        study(0, {"Edema": None}, [trajectory(f"teacher {SCRIPT}", hostile)], consensus=report(Edema="present")),
+        study(1, {}, [trajectory(f"teacher {SCRIPT}", "", "empty")], consensus=ALL_CLEAR),
+        study(2, {"Pneumonia": "left"}, [trajectory(f"teacher {SCRIPT}", ALL_CLEAR)], consensus=ALL_CLEAR),
+    ]
+    studies = make_file([study(9, {}, split="train"), *test])
+    learn = tmp_path / "learn.jsonl"
+    learn.write_text("".join(json.dumps({"id": s["id"], "text": f"No edema. {SCRIPT}"}) + "\n" for s in test))
+    results = tmp_path / "results.json"
+    phantom.main(["--studies", str(studies), "--predictions", f"learn={learn}", "--out", str(results)])
+    return {"--studies": studies, "--predictions": f"learn={learn}", "--results": results}
+
+
+def make(files, tmp_path, **more):
+    out = tmp_path / "report.html"
+    argv = [str(word) for pair in (files | {"--out": out} | more).items() for word in pair]
+    page.main(argv)
+    return out.read_text(encoding="utf-8")
+
+
+def test_every_text_is_escaped(files, tmp_path):
+    html = make(files, tmp_path)
+    assert "<script" not in html.lower()
+    assert html.count("&lt;script&gt;") >= 4, "teacher name, teacher text and student text are shown as text"
+
+
+def test_the_page_is_self_contained(files, tmp_path):
+    html = make(files, tmp_path)
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", html)
+    assert "http://" not in html and "https://" not in html and "url(" not in html
+    assert html.count("data:image/png;base64,") == 3
+    assert "Research use only" in html and "simulated" in html
+    assert str(tmp_path) not in html
+
+
+def test_curves_from_an_ms_swift_log(files, tmp_path):
+    log = tmp_path / "logging.jsonl"
+    rows = [{"loss": 2 - 0.1 * i, "rewards/chosen": 0.1 * i, "global_step/max_steps": f"{i}/9"} for i in range(1, 10)]
+    rows.append({"last_model_checkpoint": "x", "log_history": []})
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"loss": 1.')
+    read = page.read_log(log)
+    assert [row["step"] for row in read] == list(range(1, 10))
+    html = make(files, tmp_path, **{"--learn-log": log, "--critique-log": log})
+    assert "loss <small>(last 1.1)</small>" in html and "rewards/chosen" in html
+    assert html.count("No curve") == 2, "margins and accuracies are not in this log"
+
+
+def test_without_logs_the_page_says_so(files, tmp_path):
+    assert make(files, tmp_path, **{"--learn-log": tmp_path / "none.jsonl"}).count("No curve") == 5
+
+
+def test_samples_follow_a_rule():
+    studies = [study(0, {}), study(1, {"Edema": None}), study(2, {"Edema": None}), study(3, {"Pneumonia": "left"})]
+    assert [s["id"] for s in page.pick_samples(studies)] == ["test-3", "test-1", "test-0", "test-2"]
+    assert [s["id"] for s in page.pick_samples(studies, 1)] == ["test-3"]
+
+
+def test_marks_by_verdict():
+    truth = {"Pneumothorax": ("present", "left"), "Edema": ("absent", None)}
+    html = charts.marked_text("Left pneumothorax. No edema. Possible pneumonia.", truth)
+    assert re.findall(r'class="(\w+)"', html) == ["ok", "ok", "unsure"]
+    assert re.findall(r'class="(\w+)"', charts.marked_text("Right pneumothorax.", truth)) == ["bad"]
+    assert re.findall(r'class="(\w+)"', charts.marked_text("No pneumothorax or edema.", truth)) == ["bad"]
+    assert re.sub(r"<[^>]+>", "", html) == "Left pneumothorax. No edema. Possible pneumonia."
+
+
+def test_an_answer_is_judged_in_the_chips_as_in_the_table():
+    truth = {"Edema": ("present", None)}
+    said = {label: kind for label, _, kind in charts.verdicts({}, truth)}
+    assert said["Edema"] == "bad" and said["Pneumonia"] == "ok", "silence says absent"
+    assert {kind for _, _, kind in charts.verdicts(None, truth)} == {"bad"}
+    sided = charts.verdicts({"Edema": ("present", "left")}, {"Edema": ("present", "right")}, ["Edema"])
+    assert sided == [("Edema", "present, left (wrong side)", "bad")]
+
+
+def test_line_chart_edges():
+    assert charts.line_chart([("a", [])], title="t") is None
+    assert charts.line_chart([("a", [(1, float("nan"))])], title="t") is None
+    one = charts.line_chart([("<b>", [(1, 2.0)])], title='"t"')
+    assert "<circle" in one and "<b>" not in one and "&lt;b&gt;" in one
+    assert "<circle" in charts.line_chart([("a", [(4, 1.0), (4, 1.0)])], title="t"), "logged twice, one point"
+    points = re.search(r'polyline[^>]*points="([^"]+)"', charts.line_chart([("a", [(0, 0), (10, 1)])], title="t"))[1]
+    (x0, y0), (x1, y1) = (map(float, p.split(",")) for p in points.split())
+    assert x0 < x1 and y0 > y1, "SVG's y grows downwards"
+
+
+def test_ticks_enclose_the_data():
+    for low, high in ((0, 1), (-1.3, 0.6), (5, 5), (0.001, 0.0012), (3, 977)):
+        found = charts.ticks(low, high, 5)
+        assert found[0] <= low + 1e-9 and found[-1] >= high - 1e-9 and 2 <= len(found) <= 8
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": 0}', "{"])
+def test_a_file_that_is_no_results_file(tmp_path, text):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="eval.phantom"):
+        page.read_results(path)
