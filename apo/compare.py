@@ -28,7 +28,7 @@ from apo.consensus import NEEDS_MODEL, STRATEGIES, Answer, SelfPrompt, self_prom
 from data import checkpoints
 from data.errors import UserError, run_cli
 from data.files import append_jsonl, read_jsonl, sha256_file
-from data.records import image_paths, image_problems, read_studies, root_of, write_studies
+from data.records import PLACEHOLDER, image_paths, image_problems, read_studies, root_of, write_studies
 
 Write = Callable[[Sequence[tuple[str, Sequence[str]]]], list[tuple[str, str]]]
 
@@ -78,7 +78,7 @@ def self_answers(
     failed: dict[str, str] = {}
     if todo:
         write, length, limit = student()
-        start, new = time.monotonic(), 0
+        start = time.monotonic()
         for at in range(0, len(todo), batch_size):
             batch: list[tuple[dict, SelfPrompt, list[str]]] = []
             for study in todo[at : at + batch_size]:
@@ -98,6 +98,8 @@ def self_answers(
                     failed[study["id"]] = "cut off at --max-new-tokens"
                 elif not text.strip():
                     failed[study["id"]] = "empty"
+                elif PLACEHOLDER.search(text) or "\0" in text:  # no study record may hold one
+                    failed[study["id"]] = "a special token in the text"
                 else:
                     row = {"id": study["id"], "key": keys[study["id"]], "text": text.strip()}
                     row |= {"order": prompt.order, "dropped": prompt.dropped}

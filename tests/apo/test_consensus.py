@@ -97,6 +97,32 @@ def test_a_flipped_start_is_turned_back(monkeypatch):
     assert ((mirrored.posterior[:, 1] > 0.5) == truth).mean() > 0.9
 
 
+def three_findings(seed, third):
+    """Votes and truth of three findings; on the third the teachers have the given sensitivity = specificity."""
+    rng = np.random.default_rng(seed)
+    rates = {"Edema": [0.85, 0.8, 0.75, 0.7, 0.6], "Pneumonia": [0.8, 0.85, 0.8, 0.6, 0.65], "Pneumothorax": third}
+    made = {label: simulate(rng, 800, q, q, 0.4) for label, q in rates.items()}
+    return {k: v for k, (_, v) in made.items()}, {k: t for k, (t, _) in made.items()}
+
+
+def test_a_finding_that_misleads_most_teachers_is_turned_by_the_others():
+    votes, truth = three_findings(0, [0.8, 0.75, 0.3, 0.1, 0.1])
+    fits = {k: fit_dawid_skene(v) for k, v in votes.items()}
+    assert ((fits["Pneumothorax"].posterior[:, 1] > 0.5) == truth["Pneumothorax"]).mean() < 0.2
+    oriented, turned = consensus.orient(fits, votes)
+    assert turned == ["Pneumothorax"]
+    for label, fit in oriented.items():
+        assert ((fit.posterior[:, 1] > 0.5) == truth[label]).mean() > 0.85
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_hard_finding_is_not_turned(seed):
+    votes, truth = three_findings(seed, [0.55, 0.6, 0.7, 0.75, 0.6])
+    oriented, turned = consensus.orient({k: fit_dawid_skene(v) for k, v in votes.items()}, votes)
+    assert turned == []
+    assert consensus.orient({"Edema": oriented["Edema"]}, votes)[1] == []
+
+
 def test_an_item_without_votes_gets_the_prevalence_and_harms_nothing():
     truth, votes = simulate(np.random.default_rng(4), 500, [0.8] * 4, [0.9] * 4, 0.3)
     with_hole = np.vstack([votes, np.full((1, 4), -1, np.int8)])
@@ -137,6 +163,16 @@ def test_majority_and_tie():
     assert said(result) == {"Pleural Effusion": ("absent", None), "Edema": ("absent", None)}
     (result,) = vote([study(["Left effusion."] * 3 + ["No effusion."] * 2)])
     assert said(result) == {"Pleural Effusion": ("present", "left")}
+
+
+def test_what_no_teacher_claims_is_never_present(monkeypatch):
+    studies = [study(["No effusion.", "No effusion."], name="none"), study(["Effusion.", "No effusion."], name="one")]
+
+    def sure(votes, classes=2, **_):
+        return consensus.Fit(np.tile([0.1, 0.9], (len(votes), 1)), np.full((2, 2, 2), 0.5), np.array([0.1, 0.9]))
+
+    monkeypatch.setattr(consensus, "fit_dawid_skene", sure)
+    assert [said(r)["Pleural Effusion"][0] for r in dawid_skene(studies)] == ["absent", "present"]
 
 
 def test_tied_side_is_not_named():

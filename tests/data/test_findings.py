@@ -1,0 +1,178 @@
+"""The findings reader: forms of radiology text, spans, refusals, and the published case."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from data import findings
+from data.errors import UserError
+from data.findings import LABELS, is_refusal, read_findings, read_labelled, score, summarise
+
+HERE = Path(__file__).parent
+CASE = Path(__file__).parents[3] / "shared/data/cxr_max_case/trajectories.jsonl"
+SENTENCES = read_labelled(HERE / "sentences.tsv")
+UNSEEN = read_labelled(HERE / "sentences_unseen.tsv")
+
+# A refusal of the kind that real collections hold: status "stop", textbook text, words like "may appear as an opacity".
+REFUSAL = (
+    "As an AI, I'm not able to give diagnoses or to read medical images like a trained professional. I can offer some "
+    "general information, though.\n\nAtelectasis is a condition where a part of the lung collapses. On an X-ray, this "
+    "might appear as an area of increased opacity.\n\nPleural effusion refers to fluid in the pleural space. It may "
+    "appear as a layering density at the lung base or costophrenic angle."
+)
+
+
+def read(text):
+    return summarise(read_findings(text))
+
+
+@pytest.mark.parametrize("line, text, want", SENTENCES, ids=[f"line{n}" for n, _, _ in SENTENCES])
+def test_labelled_sentence(line, text, want):
+    assert read(text) == want
+
+
+def test_there_are_enough_sentences_of_every_label():
+    assert len(SENTENCES) >= 150
+    for label in LABELS:
+        assert any(label in want for _, _, want in SENTENCES), label
+    states = {state for _, _, want in SENTENCES for state, _ in want.values()}
+    sides = {side for _, _, want in SENTENCES for _, side in want.values()}
+    assert states == {"present", "absent", "uncertain"} and sides == {None, "left", "right", "bilateral"}
+
+
+@pytest.mark.parametrize("text", ["The heart is enlarged, more on the left.", "Right-sided cardiomegaly."])
+def test_the_heart_has_no_side(text):
+    assert read(text) == {"Cardiomegaly": ("present", None)}
+
+
+def test_unseen_sentences_are_read_well():
+    total = score(UNSEEN)["all"]
+    assert total["f1"] > 0.95
+
+
+def test_score_counts_wrong_states_as_both_errors():
+    rows = [(1, "No effusion.", {"Pleural Effusion": ("present", None)}), (2, "Left effusion.", {})]
+    rows += [(3, "Left effusion.", {"Pleural Effusion": ("present", "right")})]
+    one = score(rows)["Pleural Effusion"]
+    assert (one["n"], one["precision"], one["recall"], one["side"]) == (2, 1 / 3, 1 / 2, 0.0)
+
+
+@pytest.mark.parametrize("text", [t for _, t, _ in SENTENCES + UNSEEN] + [REFUSAL])
+def test_needles_lose_nothing(text, monkeypatch):
+    def everything(rules):
+        return rules[0], [("", (1 << len(rules[0])) - 1)]
+
+    fast = read_findings(text)
+    findings._read_sentence.cache_clear()
+    monkeypatch.setattr(findings, "_LEXICON", everything(findings._LEXICON))
+    monkeypatch.setattr(findings, "_TRIGGERS", everything(findings._TRIGGERS))
+    slow = read_findings(text)
+    findings._read_sentence.cache_clear()
+    assert fast == slow
+
+
+def test_span_is_the_sentence_in_the_original_text():
+    text = "**Findings:**\n- No **pneumothorax** is seen. Small left “effusion”… Heart normal."
+    spans = {c.label: text[c.start : c.end] for c in read_findings(text)}
+    assert spans["Pneumothorax"] == "No **pneumothorax** is seen."
+    assert spans["Pleural Effusion"] == "Small left “effusion”…"
+
+
+def test_spans_lie_within_any_text():
+    texts = [text for _, text, _ in SENTENCES + UNSEEN]
+    for text in [*texts, "\n\n".join(texts), "İ small left effusion. İİ No edema."]:
+        for claim in read_findings(text):
+            assert 0 <= claim.start < claim.end <= len(text)
+            assert text[claim.start : claim.end].strip() == text[claim.start : claim.end]
+
+
+def test_lower_case_of_other_lengths_keeps_offsets():
+    text = "İİİ. Small left effusion."
+    (claim,) = read_findings(text)
+    assert text[claim.start : claim.end] == "Small left effusion."
+
+
+def test_heading_is_not_inherited_past_its_block():
+    text = "**Pleural Effusion:**\n- Blunted on the left.\n\nThe right lung shows increased density."
+    assert read(text) == {"Pleural Effusion": ("present", "left"), "Lung Opacity": ("present", "right")}
+
+
+def test_same_text_same_claims_whatever_came_before():
+    text = "Small left effusion. No edema."
+    before = read_findings(text)
+    read_findings("No effusion. Right edema.")
+    assert read_findings(text) == before
+
+
+@pytest.mark.parametrize("text", ["", " \n", "**", ":", "- \n- ", "1.", "🫁", "no", "a" * 5000, "left " * 500])
+def test_odd_text_makes_no_claim(text):
+    assert read_findings(text) == [] and not is_refusal(text)
+
+
+def test_summary_prefers_present_and_joins_sides():
+    assert read("No left effusion. Small right effusion.")["Pleural Effusion"] == ("present", "right")
+    assert read("Left effusion. Right effusion.")["Pleural Effusion"] == ("present", "bilateral")
+    assert read("Possible effusion. No effusion.")["Pleural Effusion"] == ("uncertain", None)
+
+
+def test_refusal_makes_no_claim():
+    assert is_refusal(REFUSAL) and read_findings(REFUSAL) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "As an AI I cannot replace a radiologist. The left costophrenic angle is blunted.",
+        "I'm sorry that the image is dim. No pneumothorax.",
+        "Small left effusion.",
+        "The image cannot be seen well.",
+    ],
+)
+def test_a_disclaimer_or_a_poor_image_is_no_refusal(text):
+    assert not is_refusal(text)
+
+
+def test_published_case():
+    if not CASE.exists():
+        pytest.skip(f"the published case is not here ({CASE.name} in shared data): its reading was NOT checked")
+    rows = [json.loads(line) for line in CASE.read_text(encoding="utf-8").splitlines()]
+    texts = {row["teacher"]: row["trajectory"] for row in rows}
+    sides = {}
+    for teacher, text in texts.items():
+        got = read(text)
+        sides[teacher] = tuple(got[k][1] if k in got else None for k in ("Atelectasis", "Pleural Effusion"))
+        assert all(state == "present" for k, (state, _) in got.items() if k in ("Atelectasis", "Pleural Effusion"))
+    assert sides == {
+        "Claude Sonnet-4": ("right", "right"),
+        "Gemini-2.5-flash-lite": ("right", "right"),
+        "Grok-4": ("right", "right"),
+        "GLM-4.5V": ("right", "right"),
+        "GPT-5-nano": ("left", "left"),
+        "Qwen-VL-Max": ("left", "left"),
+        "Moonshot-v1": (None, None),
+    }
+    assert is_refusal(texts["Moonshot-v1"]) and read_findings(texts["Moonshot-v1"]) == []
+    assert not any(is_refusal(text) for teacher, text in texts.items() if teacher != "Moonshot-v1")
+    # Right only in part: its general sentence on blunted angles is no claim, and some of its claims have no side.
+    glm = [c for c in read_findings(texts["GLM-4.5V"])]
+    assert {c.side for c in glm} == {"right", None}
+    assert not any("is identified by" in texts["GLM-4.5V"][c.start : c.end] for c in glm)
+
+
+def test_score_command_prints_all_labels(capsys):
+    findings.main(["--score", str(HERE / "sentences.tsv")])
+    out = capsys.readouterr().out
+    for label in (*LABELS, "all"):
+        assert re.search(rf"^{label} +\d+ ", out, re.MULTILINE), label
+
+
+@pytest.mark.parametrize(
+    "row, complaint", [("No edema.\tOedema=absent", "14 labels"), ("No edema.", "no tab"), ("x\tEdema=no", "14 labels")]
+)
+def test_bad_labelled_row_is_named(tmp_path, row, complaint):
+    path = tmp_path / "rows.tsv"
+    path.write_text(f"# comment\n{row}\n")
+    with pytest.raises(UserError, match=rf"rows\.tsv:2: .*{complaint}"):
+        read_labelled(path)
