@@ -36,12 +36,13 @@ class FrozenHeadLogps(torch.autograd.Function):
         for states, wanted in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True):
             logits = states @ weight.t()
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-            log_z = torch.logsumexp(logits, dim=-1, keepdim=True)
-            logps.append((logits.gather(-1, wanted[:, None]) - log_z).squeeze(-1))
-            # in place: the chunk's logits become minus its probabilities, then the target's one is added
-            gradient_logits = logits.sub_(log_z).exp_().neg_()
-            gradient_logits.scatter_add_(-1, wanted[:, None], torch.ones_like(log_z))
-            gradients.append(gradient_logits.to(weight.dtype) @ weight)
+            # One exponential: in place the chunk's logits become exp(logit - max), their sum the normaliser.
+            top = logits.amax(dim=-1, keepdim=True)
+            picked = logits.gather(-1, wanted[:, None])
+            total = logits.sub_(top).exp_().sum(dim=-1, keepdim=True)
+            logps.append((picked - top - total.log()).squeeze(-1))
+            expected = (logits.to(weight.dtype) @ weight) / total
+            gradients.append((weight.index_select(0, wanted) - expected).to(weight.dtype))
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(logps)
 

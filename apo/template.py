@@ -10,10 +10,13 @@ import torch
 from swift.template import TEMPLATE_MAPPING
 from swift.template.template_inputs import TemplateInputs
 from swift.template.templates.qwen import Qwen2_5VLTemplate, Qwen2VLTemplate, Qwen3VLTemplate
+from swift.utils import get_logger
 
 from apo import group, options
 from apo.attention import SHAPES_KEY
 from apo.reference_cache import response_keys
+
+logger = get_logger()
 
 
 class GroupTemplateMixin:
@@ -59,6 +62,13 @@ class GroupTemplateMixin:
         if self._are_groups(batch):
             return group.collate(self, batch, options.resolve())
         return super()._data_collator(batch, padding_to=padding_to)
+
+    def print_inputs(self, inputs: dict[str, Any]) -> None:
+        """Log the first row's lengths. ms-swift would log its prompt and answers, which are patients' text."""
+        lengths = {key: len(value) for key, value in inputs.items() if key.endswith("input_ids")}
+        if "responses" in inputs:
+            lengths["responses"] = [len(ids) for ids in inputs["responses"]]
+        logger.info(f"first row, tokens: {lengths} (texts are not logged)")
 
     @staticmethod
     def _are_groups(batch: list[dict[str, Any]]) -> bool:

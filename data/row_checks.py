@@ -16,6 +16,7 @@ KINDS = ("sft", "apo")
 COLUMNS = (
     "messages",
     "images",
+    "positive_messages",
     "negative_messages",
     "rejected_response",
     "rejected_messages",
@@ -57,6 +58,8 @@ def check_rows(path: StrPath, kind: Kind, *, check_images: bool = False) -> dict
             _check_tags(row, len(found))
             if kind == "apo":
                 negatives += _check_negatives(row)
+            elif row.get("positive_messages") is not None:
+                _check_positives(row)
         except UserError as error:
             problems.add(f"{path}:{line}: {error}")
             continue
@@ -166,6 +169,15 @@ def _check_tags(row: dict, images: int) -> None:
             f"prompt has {tags} {IMAGE_TAG} tag(s) for {images} image(s); "
             f"put one {IMAGE_TAG} into the prompt for each image, or mend the list of images"
         )
+
+
+def _check_positives(row: dict) -> None:
+    """Check the further trajectories of a study that is learnt behind one prefix: assistant turns alone."""
+    positives = row["positive_messages"]
+    if not isinstance(positives, list) or not all(isinstance(turns, list) and len(turns) == 1 for turns in positives):
+        raise UserError("positive_messages must be a list of lists with one assistant turn each")
+    for place, turns in enumerate(positives):
+        _check_conversation(turns, f"positive_messages[{place}]")
 
 
 def _check_negatives(row: dict) -> int:

@@ -1,6 +1,7 @@
 """Study records into the rows that ms-swift trains on, and checks of rows files that users bring along.
 
     python -m data.rows sft STUDIES.jsonl --split train --out ROWS.jsonl    # Learn: one row a (study, trajectory)
+    python -m data.rows sft STUDIES.jsonl --split train --out ROWS.jsonl --share-prefix   # Learn: one row a study
     python -m data.rows apo STUDIES.jsonl --split train --out ROWS.jsonl    # Critique: one row a study
     python -m data.rows check apo ROWS.jsonl                                # rows made elsewhere
 
@@ -18,7 +19,7 @@ from data.files import StrPath, atomic_open, dump, dump_line
 from data.records import SPLITS, did_you_mean, image_paths, image_problems, numbered_studies, root_of
 from data.row_checks import KINDS, Kind, check_rows, file_kind, same_text, turn
 
-__all__ = ["apo_row", "check_rows", "describe", "file_kind", "sft_rows", "write_rows"]
+__all__ = ["apo_row", "check_rows", "describe", "file_kind", "sft_rows", "shared_row", "write_rows"]
 
 
 def sft_rows(study: dict, root: StrPath) -> list[dict]:
@@ -36,6 +37,23 @@ def sft_rows(study: dict, root: StrPath) -> list[dict]:
         {"messages": [turn("user", study["prompt"]), turn("assistant", one["text"])], "images": images}
         for one in ok_trajectories(study)
     ]
+
+
+def shared_row(study: dict, root: StrPath) -> dict | None:
+    """The row of the Learn stage with a shared prefix: all ok trajectories of a study; None when there is none.
+
+    Returns:
+        {"messages": [user prompt, assistant first trajectory], "positive_messages": N - 1 >= 0 lists of one assistant
+        turn, "images": [absolute paths]}. `apo/learn.py` trains on all N with the loss of N separate rows.
+    """
+    first, *others = [turn("assistant", one["text"]) for one in ok_trajectories(study)] or [None]
+    if first is None:
+        return None
+    return {
+        "messages": [turn("user", study["prompt"]), first],
+        "positive_messages": [[other] for other in others],
+        "images": image_paths(study, root),
+    }
 
 
 def apo_row(study: dict, root: StrPath, *, drop_identical: bool = False) -> dict:
@@ -103,6 +121,7 @@ def write_rows(
     on_missing_negative: Literal["error", "drop"] = "error",
     on_identical: Literal["error", "drop-negative"] = "error",
     allow_empty: bool = False,
+    share_prefix: bool = False,
 ) -> dict[str, Any]:
     """Turn the studies of one split into rows; `out` is replaced at once, or left alone when anything is wrong.
 
@@ -112,6 +131,7 @@ def write_rows(
 
     Args:
         allow_empty: write an empty file, instead of refusing, when there is no row for the split.
+        share_prefix: "sft" only: one row a study with all its trajectories, not one row a trajectory.
 
     Returns:
         Counts: {"kind", "split", "out", "studies" (of the split), "other_splits": {split: n}, "rows",
@@ -145,7 +165,7 @@ def write_rows(
                 problems.add(f"{studies_path}:{line}: {problem}")
             try:
                 if kind == "sft":
-                    made = _sft_lines(study, root)
+                    made = [dump_line(shared_row(study, root))] if share_prefix else _sft_lines(study, root)
                 else:
                     row = apo_row(study, root, drop_identical=on_identical == "drop-negative")
                     made = [dump_line(row)]
@@ -251,7 +271,9 @@ def _arguments() -> argparse.Namespace:
         command.add_argument("--image-root", help="folder that image paths start from (default: that of STUDIES)")
         command.add_argument("--out", required=True, help="rows file to write")
         command.add_argument("--check-images", action="store_true", help="decode every image, not only look for it")
-        if kind == "apo":
+        if kind == "sft":
+            command.add_argument("--share-prefix", action="store_true", help="one row a study, not one a trajectory")
+        else:
             command.add_argument("--on-missing-consensus", choices=("error", "drop"), default="error")
             command.add_argument("--on-missing-negative", choices=("error", "drop"), default="error")
             command.add_argument(

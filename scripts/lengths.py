@@ -82,7 +82,8 @@ def _prompt(row: dict) -> str:
 
 def _answers(row: dict) -> list[str]:
     answers = [row["messages"][-1]["content"]]
-    answers += [turns[-1]["content"] for turns in row.get("negative_messages") or []]
+    for name in ("positive_messages", "negative_messages"):
+        answers += [turns[-1]["content"] for turns in row.get(name) or []]
     if row.get("rejected_response"):
         answers.append(row["rejected_response"])
     if row.get("rejected_messages"):

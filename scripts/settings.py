@@ -18,7 +18,7 @@ SCRIPTS = {"learn": "SFT-Qwen2.5.sh", "critique": "APO-Qwen2.5.sh"}
 
 # Keys of ours beside ms-swift's. The `on_*` keys are the options of data/rows.py for studies that give no row.
 PROJECT_KEYS = {
-    "learn": ("image_root", "effective_batch_size", "check_images"),
+    "learn": ("image_root", "effective_batch_size", "check_images", "share_prefix"),
     "critique": (
         "image_root",
         "effective_batch_size",

@@ -27,6 +27,9 @@ def add_data(plan: Plan, dry_run: bool) -> None:
     options["image_root"] = settings.pop("image_root", None)
     options["check_images"] = as_bool(settings, "check_images")
     settings.pop("check_images", None)
+    if plan.stage == "learn":
+        options["share_prefix"] = as_bool(settings, "share_prefix")
+        settings.pop("share_prefix", None)
 
     val_given = as_list(settings.get("val_dataset"))
     train, validate = [], []

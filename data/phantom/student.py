@@ -30,10 +30,10 @@ class Shape:
     """Sizes of a Qwen2.5-VL. `vocab` is an upper bound for a vocabulary that is learnt."""
 
     hidden: int = 128
-    layers: int = 4
+    layers: int = 3
     heads: int = 4
     kv_heads: int = 2
-    intermediate: int = 384
+    intermediate: int = 256
     vision_hidden: int = 96
     vision_depth: int = 3
     vision_heads: int = 4

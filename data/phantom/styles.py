@@ -96,11 +96,11 @@ def _headings(claims, rng):
     for claim in claims:
         w = words(claim, rng)
         if present(claim):
-            body = "- {severity}{side}{name} {is} **present**\n- {sign}"
+            body = "- {severity}{side}{name} {is} present\n- {sign}"
             body = body.format(**{**w, "sign": cap(w["sign"])})
             lines.append(f"**{w['Name']}:**\n{body[:2]}{cap(body[2:])}")
         else:
-            lines.append("**{Name}:**\n- **No** {name} is seen: {sign}".format(**w))
+            lines.append("**{Name}:**\n- No {name} is seen".format(**w))
     return "\n\n".join(lines)
 
 
@@ -120,9 +120,9 @@ def _numbered_prose(claims, rng):
     for number, claim in enumerate(claims, 1):
         w = words(claim, rng)
         if present(claim):
-            text = "There {is} {a}**{severity}{side}{name}**, identified by {sign}."
+            text = "There {is} {a}{severity}{side}{name}, identified by {sign}."
         else:
-            text = pick(rng, "There is **no {name}**: {sign}.", "**No {name}** is identified; {sign}.")
+            text = pick(rng, "There is no {name}; {sign}.", "No {name} is identified.")
         blocks.append(f"**{number}. {w['Name']}:** " + text.format(**w))
     return "\n\n".join(blocks)
 
@@ -134,9 +134,9 @@ def _verdicts(claims, rng):
         where = f" ({w['side'].strip().title()})" if w["side"] else ""
         if present(claim):
             degree = w["severity"].strip() or "definite"
-            lines.append(f"*   **{w['Name']}{where}:** Present, {degree}. {cap(w['sign'])}.")
+            lines.append(f"* **{w['Name']}{where}:** Present, {degree}. {cap(w['sign'])}.")
         else:
-            lines.append(f"*   **{w['Name']}:** Absent. {cap(w['sign'])}.")
+            lines.append(f"* **{w['Name']}:** Absent.")
     return "\n".join(lines)
 
 
@@ -166,7 +166,7 @@ def _ticks(claims, rng):
             seen = f"{where}{degree}" if degree else f"{where}seen"
             lines.append(f"✔ **{name}**: present, {seen}; {w['sign']}.")
         else:
-            lines.append(f"✘ **{name}**: not seen; {w['sign']}.")
+            lines.append(f"✘ **{name}**: not seen.")
     shown = [NAMES[claim.label] for claim in claims if present(claim)]
     tail = f"\n\n**Summary:** {cap(_and(shown))} on this film." if shown else ""
     return lines[0] + "\n\n" + "\n".join(lines[1:]) + tail
@@ -182,7 +182,7 @@ def _numbered(claims, rng):
             )
             text = text.format(**w).replace(" ,", ",")
         else:
-            text = "{name} {is} absent; {sign}".format(**w)
+            text = "{name} {is} absent".format(**w)
         lines.append(f"{number}. {cap(' '.join(text.split()))}.")
     return "\n".join(lines)
 

@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +68,8 @@ def as_list(value):
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
-def train(student, rows, out, *, stage="critique", model_kwargs=None, **flags):
-    """Run stock `swift rlhf|sft` with the plugin in this process; returns the logged training steps and evaluations."""
-    from swift.pipelines import rlhf_main, sft_main
-
+def arguments(student, rows, out, stage, model_kwargs, flags):
+    """The words after `swift rlhf|sft` of a small run."""
     settings = {"rlhf_type": "dpo", "loss_type": "plackett_luce"} if stage == "critique" else {}
     settings |= {
         "external_plugins": str(ROOT / "apo" / "plugin.py"),
@@ -98,16 +99,42 @@ def train(student, rows, out, *, stage="critique", model_kwargs=None, **flags):
     settings.update(flags)
     if model_kwargs:
         settings["model_kwargs"] = json.dumps(model_kwargs)
+    return [item for key, value in settings.items() for item in (f"--{key}", *as_list(value))]
+
+
+def read_logs(out):
+    """The logged training steps and the logged evaluations of a run."""
+    logs = [json.loads(line) for line in (out / "logging.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [log for log in logs if "loss" in log], [log for log in logs if "eval_loss" in log]
+
+
+def train(student, rows, out, *, stage="critique", model_kwargs=None, **flags):
+    """Run stock `swift rlhf|sft` with the plugin in this process; returns what `read_logs` does."""
+    from swift.pipelines import rlhf_main, sft_main
+
     before = dict(os.environ)
     try:
         main = rlhf_main if stage == "critique" else sft_main
-        main([item for key, value in settings.items() for item in (f"--{key}", *as_list(value))])
+        main(arguments(student, rows, out, stage, model_kwargs, flags))
     finally:
         # model_kwargs travel as environment variables
         os.environ.clear()
         os.environ.update(before)
-    logs = [json.loads(line) for line in (out / "logging.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [log for log in logs if "loss" in log], [log for log in logs if "eval_loss" in log]
+    return read_logs(out)
+
+
+def train_on_ranks(ranks, student, rows, out, *, stage="critique", model_kwargs=None, **flags):
+    """The same by the command line on several processes, as a user starts it."""
+    flags = {"ddp_backend": "gloo"} | flags
+    words = arguments(student, rows, out, stage, model_kwargs, flags)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ours = {"NPROC_PER_NODE": str(ranks), "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "swift.cli.main", "rlhf" if stage == "critique" else "sft", *words]
+    done = subprocess.run(command, env={**os.environ, **ours}, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return read_logs(out)
 
 
 def column(logs, key):

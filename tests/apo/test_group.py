@@ -190,6 +190,15 @@ def test_token_ratio_by_hand():
     assert group.token_ratio(groups) == 8 * 120 / (100 + 8 * 20)
 
 
+def test_texts_of_the_first_row_stay_out_of_the_log(student, tmp_path, caplog):
+    _, template = student
+    (row,) = make_rows(tmp_path, studies=1)
+    with caplog.at_level("INFO", logger="swift"):
+        template.print_inputs(dict(template.encode(row)))
+    assert "effusion" not in caplog.text
+    assert "disease" not in caplog.text
+
+
 def test_film_is_never_cut(student, tmp_path):
     _, template = student
     (row,) = make_rows(tmp_path, studies=1)

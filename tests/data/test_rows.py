@@ -469,3 +469,24 @@ def test_ms_swift_loads_both_kinds_with_any_number_of_negatives(cohort, tmp_path
             assert got["messages"] == wrote["messages"]
             assert [image["path"] for image in got["images"]] == wrote["images"]
             assert got.get("negative_messages") == wrote.get("negative_messages")
+
+
+def test_a_study_learnt_behind_one_prefix_is_one_row(cohort, tmp_path):
+    one = study(texts=("A.", "B.", "C."))
+    one["trajectories"].insert(1, refused_one())
+    counts = write_rows("sft", cohort(one), tmp_path / "rows.jsonl", split="train", share_prefix=True)
+    assert counts["rows"] == 1
+    (row,) = rows_of(tmp_path / "rows.jsonl")
+    separate = sft_rows(one, tmp_path)
+    turns = [row["messages"][-1], *(turns[0] for turns in row["positive_messages"])]
+    assert turns == [made["messages"][-1] for made in separate]
+    assert (row["messages"][0], row["images"]) == (separate[0]["messages"][0], separate[0]["images"])
+    assert check_rows(tmp_path / "rows.jsonl", "sft")["rows"] == 1
+
+
+def test_positive_messages_are_checked(tmp_path, cohort):
+    write_rows("sft", cohort(study()), tmp_path / "rows.jsonl", split="train", share_prefix=True)
+    (row,) = rows_of(tmp_path / "rows.jsonl")
+    row["positive_messages"][0] = "text"
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    assert "list of lists with one assistant turn" in refusal(check_rows, tmp_path / "rows.jsonl", "sft")
