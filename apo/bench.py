@@ -1,0 +1,431 @@
+"""What a training step costs: this project's shared rows against plain rows and against stock ms-swift.
+
+    python -m apo.bench --json FILE.json                         one measurement of all cases
+    python -m apo.bench --table FILE.json [FILE.json ...]        its Markdown tables
+    python -m apo.bench --sweep SWEEP.json --vary prompt_tokens=300,600,1200 --vary negatives=1,3,7
+    python -m apo.bench --sweep SWEEP.json --figure FILE.svg     speed-up over what was varied
+
+Every case is a process of its own that ms-swift has built up to its first training step (apo/bench_worker.py). They
+take turns, one step each, round after round, so that a busy moment of the machine hits all alike. Weights, films and
+texts are random and the same for all. docs/performance.md says what the numbers mean.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from apo.bench_cases import (
+    CASES,
+    MINIMUM,
+    Settings,
+    available_memory,
+    check,
+    make_rows,
+    make_student,
+    random_words,
+    worker_spec,
+)
+from apo.bench_report import draw_sweep, results_text
+from data.errors import UserError, run_cli
+from data.files import write_atomic
+
+ROOT = Path(__file__).parents[1]
+OURS, CACHED, PLAIN = "shared_split", "shared_split_cached", "plain_rows"
+PACKAGES = ("torch", "transformers", "ms-swift", "trl", "peft", "accelerate")
+# A worker with everything imported, before its model.
+WORKER_BYTES = 1_200_000_000
+BUSY = 0.3
+
+
+def progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Worker:
+    """A case in its own process: `ask(command)` makes it work and waits for its answer."""
+
+    def __init__(self, spec: dict):
+        self.name = spec["name"]
+        folder = Path(spec["folder"])
+        folder.mkdir()
+        self.log = folder / "log.txt"
+        (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+        environ = {key: value for key, value in os.environ.items() if not key.startswith("APO_")}
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environ.get("PYTHONPATH")]))
+        environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        if spec["threads"]:
+            environ["OMP_NUM_THREADS"] = str(spec["threads"])
+        read, write = os.pipe()
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "apo.bench_worker", str(folder / "spec.json"), str(write)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=[write],
+                env=environ,
+                cwd=folder,
+                text=True,
+            )
+        os.close(write)
+        self.replies = os.fdopen(read, encoding="utf-8")
+
+    def answer(self) -> dict:
+        line = self.replies.readline()
+        if not line:
+            self.process.wait()
+            tail = "\n  ".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+            raise RuntimeError(f"case {self.name} ended with status {self.process.returncode}; its log ends:\n  {tail}")
+        return json.loads(line)
+
+    def ask(self, command: str) -> dict:
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.replies.close()
+
+
+def environment() -> dict:
+    load = os.getloadavg()
+    return {
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "load_average_at_start": load,
+        "busy_at_start": load[0] > BUSY * (os.cpu_count() or 1),
+        "nice": os.nice(0),
+    }
+
+
+def take_turns(workers: Sequence[Worker], rounds: int, note: Callable[[str], None]) -> dict[str, list[float]]:
+    """Seconds of `rounds` steps of each worker; a round begins with another worker each time."""
+    seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
+    for number in range(rounds):
+        at = number % len(workers)
+        for worker in [*workers[at:], *workers[:at]]:
+            seconds[worker.name].append(worker.ask("step")["seconds"])
+        note(f"round {number + 1} of {rounds}: " + ", ".join(f"{n} {s[-1]:.2f} s" for n, s in seconds.items()))
+    return seconds
+
+
+def largest_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.abs(ours - theirs).max())
+
+
+def gradient_difference(ours: dict, theirs: dict) -> float:
+    """Largest relative difference of a parameter's gradient: norm of the difference over the norm.
+
+    Raises:
+        RuntimeError: the two cases do not train the same parameters, so nothing is compared.
+    """
+    names = {name for name in theirs if name.startswith("grad/")}
+    if not names or names != {name for name in ours if name.startswith("grad/")}:
+        raise RuntimeError("the cases that are compared do not have gradients of the same parameters")
+    return max(
+        float(np.linalg.norm(ours[name] - theirs[name]) / max(np.linalg.norm(theirs[name]), 1e-30)) for name in names
+    )
+
+
+def differences(folder: Path, checks: dict[str, dict]) -> dict:
+    """By case, how far its log-probs (nats a token), loss and gradients are from those of plain rows.
+
+    The learn stage is held against stock ms-swift on separate rows. Stock pairs have another loss: there the summed
+    log-probs of the responses are compared, relative to their size.
+    """
+    arrays = {}
+    for name in checks:
+        with np.load(folder / name / "check.npz") as file:
+            arrays[name] = {key: file[key] for key in file.files}
+    found: dict[str, dict[str, float]] = {}
+    for name in ("shared_mask", OURS, CACHED):
+        if name in checks and PLAIN in checks:
+            found[name] = {
+                "token_logps": largest_difference(arrays[name]["logps/tokens"], arrays[PLAIN]["logps/tokens"]),
+                "loss": abs(checks[name]["loss"] - checks[PLAIN]["loss"]),
+                "gradient_relative": gradient_difference(arrays[name], arrays[PLAIN]),
+            }
+    if "learn_shared" in checks and "learn_rows" in checks:
+        found["learn_shared"] = {
+            "loss": abs(checks["learn_shared"]["loss"] - checks["learn_rows"]["loss"]),
+            "gradient_relative": gradient_difference(arrays["learn_shared"], arrays["learn_rows"]),
+        }
+    if "stock_pairs" in checks and PLAIN in checks:
+        studies = arrays[PLAIN]["logps/sums"].reshape(checks[PLAIN]["films_of_studies"], -1)
+        negatives = studies.shape[1] - 1
+        chosen, rejected = np.repeat(studies[:, 0], negatives), studies[:, 1:].ravel()
+        stock = arrays["stock_pairs"]
+        found["stock_pairs"] = {
+            "summed_logps_relative": max(
+                largest_difference(stock["logps/chosen"] / chosen, np.ones_like(chosen)),
+                largest_difference(stock["logps/rejected"] / rejected, np.ones_like(rejected)),
+            )
+        }
+    worst = {}
+    for key in ("token_logps", "loss", "gradient_relative"):
+        values = [difference[key] for difference in found.values() if key in difference]
+        if values:
+            worst[key] = max(values)
+    return {"max_difference": worst, "difference_by_case": found}
+
+
+def token_limits(shapes: list[list[int]], *, longest: bool = False) -> float:
+    """Tokens of separate rows over tokens of shared rows, (N+1)(P+R) / (P+(N+1)R) for equal responses.
+
+    Args:
+        shapes: by study (prefix, response 0, response 1, ...) in tokens.
+        longest: count rows as long as the longest of the batch, as they are computed.
+    """
+    if longest:
+        rows = sum(len(r) for _, *r in shapes) * max(p + max(r) for p, *r in shapes)
+    else:
+        rows = sum(p * len(r) + sum(r) for p, *r in shapes)
+    return rows / sum(map(sum, shapes))
+
+
+def ratios(cases: dict[str, dict], limits: dict[str, float]) -> dict[str, float]:
+    """Other over ours from the medians and peaks of one run, for the cases that were run; ours is shared, split.
+
+    `memory_*` compare peaks of a whole process, libraries and weights included; `memory_step_*` what a step adds to
+    that. `share_*` divide a ratio by its limit in `limits`.
+    """
+    found = {}
+    pairs = {
+        "stock_pairs": ("stock_pairs", OURS),
+        "plain_rows": (PLAIN, OURS),
+        "shared_mask": ("shared_mask", OURS),
+        "learn_rows": ("learn_rows", "learn_shared"),
+        "stock_pairs_cached": ("stock_pairs", CACHED),
+        "plain_rows_cached": (PLAIN, CACHED),
+    }
+    for name, (other, ours) in pairs.items():
+        if other in cases and ours in cases:
+            found[name] = cases[other]["median_seconds"] / cases[ours]["median_seconds"]
+            found[f"flops_{name}"] = cases[other]["flops"] / cases[ours]["flops"]
+            if not name.endswith("_cached"):
+                found[f"memory_{name}"] = cases[other]["peak_mb"] / cases[ours]["peak_mb"]
+                step = [max(cases[c]["peak_mb"] - cases[c]["loaded_mb"], 1.0) for c in (other, ours)]
+                found[f"memory_step_{name}"] = step[0] / step[1]
+    if "plain_rows" in found and "plain_rows" in limits:
+        found["share_of_token_ratio"] = found["plain_rows"] / limits["plain_rows"]
+    if "learn_rows" in found and "learn_rows" in limits:
+        found["share_of_learn_token_ratio"] = found["learn_rows"] / limits["learn_rows"]
+    return found
+
+
+def find_limits(checks: dict[str, dict], negatives: int) -> dict[str, float]:
+    """The token ratios that bound the speed-ups, from the real numbers of tokens, and the padded ones."""
+    limits = {}
+    shapes = next((c["shapes"] for name, c in checks.items() if name.startswith("shared") and c["shapes"]), None)
+    if shapes is not None:
+        pairs = sum(p * 2 * negatives + negatives * chosen + sum(rest) for p, chosen, *rest in shapes)
+        limits["stock_pairs"] = pairs / sum(map(sum, shapes))
+        limits["plain_rows"] = token_limits(shapes)
+        limits["plain_rows_padded"] = token_limits(shapes, longest=True)
+    learn = checks.get("learn_shared", {}).get("shapes")
+    if learn is not None:
+        limits["learn_rows"] = token_limits(learn)
+        limits["learn_rows_padded"] = token_limits(learn, longest=True)
+    return limits
+
+
+def summarise(check: dict, extra: dict, seconds: list[float]) -> dict:
+    quartiles = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    return {
+        **{key: value for key, value in check.items() if key != "films_of_studies"},
+        **extra,
+        "seconds": seconds,
+        "median_seconds": statistics.median(seconds),
+        "quartile_seconds": [quartiles[0], quartiles[2]],
+        "range_seconds": [min(seconds), max(seconds)],
+    }
+
+
+def measure(settings: Settings, names: Sequence[str], *, profile: Sequence[str] = (), keep: Path | None = None) -> dict:
+    """Measure the cases `names`; everything is built in a temporary folder (or in `keep`, which stays).
+
+    Raises:
+        UserError: a setting that cannot be met.
+        RuntimeError: a case failed; the end of its log is in the message.
+    """
+    check(settings)
+    result: dict = {"settings": asdict(settings), "environment": environment()}
+    if result["environment"]["busy_at_start"]:
+        load = result["environment"]["load_average_at_start"][0]
+        progress(f"warning: the machine is busy (load {load:.1f} on {os.cpu_count()} CPUs); times will be noisy")
+    if result["environment"]["nice"] > 0:
+        progress(f"warning: this process has niceness {os.nice(0)}: anything else that runs will take its time")
+    with ExitStack() as stack:
+        folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="apo-bench-")))
+        words = random_words(np.random.default_rng(settings.seed), 6000)
+        result["tokenizer"] = make_student(folder / "student", settings, words)
+        rows = make_rows(folder, settings, folder / "student", words)
+        memory = max(available_memory() - len(names) * WORKER_BYTES, 0)
+        specs = {name: worker_spec(name, settings, folder, folder / "student", rows, memory) for name in names}
+        progress(f"student and rows written; starting {len(names)} cases")
+        workers = []
+        for spec in specs.values():
+            workers.append(Worker(spec))
+            stack.callback(workers[-1].close)
+        for worker in workers:
+            result["threads"] = worker.answer()["threads"]
+        progress("all cases stand at their first step")
+        checks, extra = {}, {}
+        for worker in workers:
+            checks[worker.name] = {**worker.ask("check"), "films_of_studies": settings.studies}
+            progress(f"{worker.name}: checked")
+        seconds = take_turns(workers, settings.warmup + settings.steps, progress)
+        for worker in workers:
+            # Memory first: counting operations is no part of a step.
+            extra[worker.name] = {**worker.ask("memory"), **worker.ask("load"), **worker.ask("flops")}
+        result["profiles"] = {w.name: w.ask("profile")["profile"] for w in workers if w.name in profile}
+        result |= differences(folder, checks)
+    cases = {}
+    for name in names:
+        micro = {key: specs[name][key] for key in ("label", "stage", "micro_batch", "accumulation")}
+        cases[name] = {**micro, **summarise(checks[name], extra[name], seconds[name][settings.warmup :])}
+    result["cases"] = cases
+    result["limits"] = find_limits(checks, settings.negatives)
+    result["ratios"] = ratios(cases, result["limits"])
+    result["loading"] = {
+        name: {
+            "seconds_a_step": case["encode_seconds"] + case["collate_seconds"],
+            "share_of_step": (case["encode_seconds"] + case["collate_seconds"]) / case["median_seconds"],
+        }
+        for name, case in cases.items()
+    }
+    return result
+
+
+def parse_vary(items: Sequence[str]) -> dict[str, list[int]]:
+    """`["negatives=1,3"]` -> {"negatives": [1, 3]}; UserError names the item."""
+    varied: dict[str, list[int]] = {}
+    for item in items:
+        name, _, text = item.partition("=")
+        name = name.replace("-", "_")
+        if name not in ("prompt_tokens", "response_tokens", "negatives"):
+            raise UserError(f"--vary {item}: vary prompt_tokens, response_tokens or negatives")
+        try:
+            varied[name] = [int(value) for value in text.split(",")]
+        except ValueError:
+            raise UserError(f"--vary {item}: expected numbers with commas, as in {name}=1,2,3") from None
+    return varied
+
+
+def read_json(path: Path, key: str) -> dict:
+    """A JSON object that has `key`; UserError names the file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); give a file that apo.bench wrote") from None
+    if not isinstance(found, dict) or key not in found:
+        raise UserError(f"{path}: has no {key!r}; give a file that apo.bench wrote")
+    return found
+
+
+def sweep(path: Path, base: Settings, names: Sequence[str], varied: dict[str, list[int]]) -> dict:
+    """Measure `base` with one setting changed at a time; each finished point is in `path`, which a restart continues.
+
+    Raises:
+        UserError: `path` holds points around another base.
+    """
+    state = {"base": asdict(base), "cases": list(names), "points": []}
+    if path.exists():
+        found = read_json(path, "points")
+        if found.get("base") != state["base"] or found.get("cases") != state["cases"]:
+            raise UserError(f"{path}: was measured with other settings or cases; name another --sweep file")
+        state = found
+    wanted = [replace(base, **{name: value}) for name, values in varied.items() for value in values]
+    for settings in wanted:
+        check(settings)
+    for settings in wanted:
+        if any(point["settings"] == asdict(settings) for point in state["points"]):
+            continue
+        sizes = f"{settings.prompt_tokens} prompt and {settings.response_tokens} response tokens"
+        progress(f"point: {sizes}, N {settings.negatives}")
+        state["points"].append(measure(settings, names))
+        write_atomic(path, json.dumps(state, indent=1) + "\n")
+    return state
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m apo.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, value in asdict(Settings()).items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=value, metavar="N", help=f"default {value}"
+        )
+    parser.add_argument("--cases", default=",".join(CASES), help=f"some of {','.join(CASES)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to FILE")
+    parser.add_argument("--profile", default="", metavar="CASES", help="print a profile of one step of these cases")
+    parser.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="print the tables of results; no run")
+    parser.add_argument("--sweep", type=Path, metavar="FILE", help="result file of a sweep, read and continued")
+    parser.add_argument("--vary", action="append", default=[], metavar="NAME=N,N", help="with --sweep: what to vary")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the --sweep to FILE.png or FILE.svg")
+    return parser.parse_args()
+
+
+def pick_cases(text: str, flag: str, known: Sequence[str]) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    for name in names:
+        if name not in known:
+            raise UserError(f"{flag} {name}: unknown case; choose from {','.join(known)}")
+    return list(dict.fromkeys(names))
+
+
+def main() -> None:
+    args = parse_arguments()
+    settings = Settings(**{name: getattr(args, name) for name in MINIMUM})
+    if args.table:
+        for path in args.table:
+            print(results_text(read_json(path, "cases")))
+        return
+    check(settings)
+    names = pick_cases(args.cases, "--cases", list(CASES))
+    if not names:
+        raise UserError("--cases is empty; name at least one")
+    varied = parse_vary(args.vary)
+    if (varied or args.figure) and not args.sweep:
+        raise UserError("--vary and --figure need --sweep FILE.json, where the measured points are kept")
+    if args.figure and args.figure.suffix not in (".png", ".svg"):
+        raise UserError(f"--figure {args.figure}: must end in .png or .svg")
+    # So that a terminated run, too, ends its workers and removes its folder.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if args.sweep:
+        if not varied and not args.figure:
+            raise UserError("--sweep needs --vary NAME=N,N to measure or --figure FILE to draw")
+        found = sweep(args.sweep, settings, names, varied) if varied else read_json(args.sweep, "points")
+        if args.figure:
+            draw_sweep(found, args.figure)
+            progress(f"{args.figure}: written")
+        return
+    result = measure(settings, names, profile=pick_cases(args.profile, "--profile", names))
+    if args.json:
+        write_atomic(args.json, json.dumps(result, indent=1) + "\n")
+    print(results_text(result))
+    for name, table in result["profiles"].items():
+        print(f"\n{name}, one step by operation:\n{table}")
+
+
+if __name__ == "__main__":
+    run_cli(main)
