@@ -17,7 +17,7 @@ from data.phantom.qwen_tokenizer import save_tokenizer, train_bpe
 from scripts import arguments, launch, plan, settings
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name.startswith(("sft_", "apo_")))
 PHANTOM = {"sft": str(ROOT / "configs/sft_phantom.yaml"), "apo": str(ROOT / "configs/apo_phantom.yaml")}
 TEACHERS = {"a": "No pneumothorax.", "b": "There is a left pleural effusion.", "c": "Clear lungs; no effusion."}
 

@@ -1,0 +1,477 @@
+import csv
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.cxr_columns import TEACHERS, film_of, teacher_name
+from data.cxr_max import build, clean, main, refuses, status_of
+from data.cxr_source import hub_splits, open_source
+from data.errors import UserError
+from data.findings import is_refusal, read_labelled
+from data.mimic_cxr import PROMPT
+from data.phantom.cohort import plan
+from data.records import check_studies, read_studies
+from data.rows import write_rows
+from tests.data import mimic_tree as tree
+
+STUDIES = (59999991, 59999993, 59999995)
+FILM = {59999991: 3, 59999993: 5, 59999995: 7}
+REFUSAL = "As an AI, I'm not capable of interpreting medical images."
+GIVEN = {59999991: ["Atelectasis", "Pleural Effusion"], 59999993: ["Edema"], 59999995: ["No Finding"]}
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tree.make(tmp_path / "mimic")
+
+
+@pytest.fixture
+def clone(tmp_path):
+    (tmp_path / "clone").mkdir()
+    return tmp_path / "clone"
+
+
+def text(study, teacher):
+    return REFUSAL if teacher == "Moonshot-v1" else f"{teacher} on {study % 100}: small left pleural effusion."
+
+
+def rows(studies=STUDIES, teachers=TEACHERS, **columns):
+    """One row a (study, teacher); `columns` renames: image="dicom_id"."""
+    name = {"teacher": "teacher", "text": "text", "image": "image", "labels": "labels"} | columns
+    return [
+        {
+            name["image"]: tree.path(FILM[study]),
+            name["teacher"]: teacher,
+            name["text"]: text(study, teacher),
+            name["labels"]: GIVEN[study],
+        }
+        for teacher in teachers
+        for study in studies
+    ]
+
+
+def wide_rows():
+    return [
+        {"study_id": study, "diagnosis": ", ".join(GIVEN[study])}
+        | {teacher: text(study, teacher) for teacher in TEACHERS}
+        for study in STUDIES
+    ]
+
+
+def write(file, made):
+    name = file.name.removesuffix(".gz")
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(made), file)
+        return file
+    opened = gzip.open if file.suffix == ".gz" else open
+    with opened(file, "wt", encoding="utf-8", newline="") as out:
+        if name.endswith("l"):
+            out.writelines(json.dumps(row) + "\n" for row in made)
+        elif name.endswith("json"):
+            json.dump(made, out, indent=1)
+        else:
+            table = csv.DictWriter(out, list(made[0]), delimiter="\t" if name.endswith("tsv") else ",")
+            table.writeheader()
+            table.writerows(made)
+    return file
+
+
+def load(source, root, **options):
+    out = root.parent / "studies.jsonl"
+    counts = build(str(source), root, out, **options)
+    return counts, {study["id"]: study for study in read_studies(out)}
+
+
+def refusal(call, *arguments, **options):
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **options)
+    return str(caught.value)
+
+
+def check_all(counts, studies, teachers=TEACHERS):
+    assert list(studies) == [f"s{study}" for study in STUDIES]
+    for study in STUDIES:
+        record = studies[f"s{study}"]
+        assert record["images"] == [tree.path(FILM[study])]
+        assert {one["teacher"]: one["text"] for one in record["trajectories"]} == {
+            teacher: text(study, teacher) for teacher in teachers
+        }
+        assert record["findings"] == {label: {"state": "present"} for label in GIVEN[study]}
+        assert record["prompt"] == PROMPT and record["source"] == "mimic-cxr"
+    assert [studies[f"s{study}"]["split"] for study in STUDIES] == ["train", "train", "test"]
+    assert counts["trajectories"] == {"ok": 18, "refused": 3} and counts["per_study"] == {6: 3}
+    assert "Moonshot-v1" not in counts["teachers"]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "json", "csv", "tsv", "csv.gz", "parquet"])
+def test_one_row_a_teacher_in_every_format(root, clone, ending):
+    write(clone / f"train.{ending}", rows())
+    check_all(*load(clone, root))
+    assert check_studies(root.parent / "studies.jsonl", image_root=root, decode=True)["studies"] == 3
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
+def test_a_column_a_teacher(root, clone, ending):
+    write(clone / f"data.{ending}", wide_rows())
+    check_all(*load(clone / f"data.{ending}", root))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"teacher": "Model", "text": "Response", "image": "DICOM_ID", "labels": "Diagnoses"},
+        {"teacher": "source", "text": "answer", "image": "image-path", "labels": "findings"},
+        {"teacher": "Model Name", "text": "reasoning_trajectory", "image": "id", "labels": "disease"},
+    ],
+)
+def test_names_are_guessed_without_case_and_punctuation(root, clone, names):
+    write(clone / "a.jsonl", rows(**names))
+    check_all(*load(clone, root))
+
+
+def test_a_source_column_that_names_the_data_set_is_no_teacher(root, clone):
+    write(clone / "a.jsonl", [row | {"source": "mimic-cxr"} for row in rows(teacher="who")])
+    message = refusal(load, clone, root)
+    assert "columns found: image, who, text, labels, source; no column for: teacher" in message
+    assert "--columns teacher=model,text=response" in message
+    check_all(*load(clone, root, columns="teacher=WHO"))
+
+
+def test_told_columns(root, clone):
+    made = rows(teacher="a", text="b", image="c", labels="d")
+    write(clone / "a.jsonl", [row | {"ask": f"Why {n % 3}?", "side": "valid"} for n, row in enumerate(made)])
+    message = refusal(load, clone, root)
+    assert "columns found: c, a, b, d, ask, side; no column for: image (or dicom, study), text" in message
+    counts, studies = load(clone, root, columns="teacher=a, text=b,image=c,labels=d,prompt=ask,split=side")
+    assert studies["s59999993"]["prompt"] == "<image>Why 1?" and counts["splits"] == {"validate": 3}
+    assert "no column 'z' for text; columns found: c, a, b" in refusal(load, clone, root, columns="text=z")
+    assert "no field 'texts'; did you mean 'text'?" in refusal(load, clone, root, columns="texts=b")
+    assert "'b' is not FIELD=COLUMN" in refusal(load, clone, root, columns="b")
+
+
+def test_told_columns_a_teacher_each(root, clone):
+    made = [{"film": tree.path(3), "one": "Left effusion.", "two": "", "three": None}]
+    write(clone / "a.jsonl", made)
+    counts, studies = load(clone, root, columns="text=one+two+three,image=film")
+    assert studies["s59999991"]["trajectories"] == [
+        {"teacher": "one", "text": "Left effusion.", "status": "ok"},
+        {"teacher": "two", "text": "", "status": "empty"},
+    ]
+    assert counts["no_text"] == 1  # a null is no trajectory, and is counted
+
+
+@pytest.mark.parametrize("shape", ["object", "objects", "list"])
+def test_all_teachers_in_one_column(root, clone, shape):
+    made = []
+    for study in STUDIES:
+        texts = {teacher: text(study, teacher) for teacher in TEACHERS}
+        if shape == "objects":
+            texts = {teacher: {"response": one, "tokens": 5} for teacher, one in texts.items()}
+        if shape == "list":
+            texts = [{"model": teacher, "content": one} for teacher, one in texts.items()]
+        made.append({"image": tree.path(FILM[study]), "labels": GIVEN[study], "trajectories": texts})
+    write(clone / "a.json", made)
+    check_all(*load(clone, root))
+
+
+def test_json_by_study_and_by_split(root, clone):
+    by_study = {f"s{row['study_id']}": {key: row[key] for key in row if key != "study_id"} for row in wide_rows()}
+    (clone / "a.json").write_text(json.dumps(by_study))
+    check_all(*load(clone, root))
+    made = wide_rows()
+    (clone / "a.json").write_text(json.dumps({"train": made[:2], "test": made[2:]}))
+    check_all(*load(clone, root))
+    (clone / "a.json").write_text("\n".join(map(json.dumps, made)))
+    check_all(*load(clone, root))
+
+
+@pytest.mark.parametrize("name", ["{}.jsonl", "{}/train.jsonl"])
+def test_conversations_in_a_file_or_folder_a_teacher(root, clone, name):
+    for teacher in TEACHERS:
+        made = [
+            {
+                "images": [{"path": "/elsewhere/" + tree.path(FILM[study]), "bytes": None}],
+                "labels": GIVEN[study],
+                "messages": [
+                    {"role": "user", "content": "<image>Describe."},
+                    {"role": "assistant", "content": text(study, teacher)},
+                ],
+            }
+            for study in STUDIES
+        ]
+        file = clone / name.format(teacher.lower().replace(" ", "_"))
+        file.parent.mkdir(exist_ok=True)
+        write(file, made)
+    check_all(*load(clone, root))
+
+
+def test_label_columns(root, clone):
+    made = [row | {"Edema": "0.0", "Atelectasis": 1, "Pneumonia": -1.0, "Lung Opacity": float("nan")} for row in rows()]
+    for row in made:
+        del row["labels"]
+        row |= dict.fromkeys(set(tree.LABELS) - set(row), "")
+    write(clone / "a.csv", made)
+    _, studies = load(clone, root)
+    states = {"Edema": "absent", "Atelectasis": "present", "Pneumonia": "uncertain"}
+    assert studies["s59999991"]["findings"] == {label: {"state": state} for label, state in states.items()}
+
+
+def test_labels_and_reports_of_mimic_cxr(root, clone):
+    write(clone / "a.jsonl", rows())
+    _, studies = load(clone, root, labels="chexpert", reports=root / "mimic-cxr-reports.zip")
+    assert studies["s59999991"]["findings"]["Edema"] == {"state": "uncertain"}
+    assert studies["s59999991"]["report"].startswith("FINDINGS: Left basal") and "report" not in studies["s59999993"]
+    _, studies = load(clone, root, labels="none")
+    assert "findings" not in studies["s59999991"]
+
+
+def test_unknown_diagnoses_are_counted(root, clone):
+    write(clone / "a.jsonl", [row | {"labels": "edema and airspace opacity; Gout"} for row in rows()[:1]])
+    counts, studies = load(clone, root)
+    assert set(studies["s59999991"]["findings"]) == {"Edema", "Lung Opacity"} and counts["unknown_labels"] == 1
+
+
+def test_the_film_that_is_named_or_else_the_frontal_one(root, clone):
+    made = [{"dicom_id": tree.dicom(1), "teacher": "a", "text": "Clear."}]
+    made.append({"dicom_id": tree.dicom(7).upper(), "teacher": "a", "text": "Clear."})
+    write(clone / "a.jsonl", made)
+    counts, studies = load(clone, root)
+    assert studies["s59999991"]["images"] == [tree.path(1)] and studies["s59999991"]["view"] is None
+    assert studies["s59999995"]["images"] == [tree.path(7)]
+    made = [{"study_id": study, "teacher": "a", "text": "Clear."} for study in ("s59999991", 59999994, "59999999")]
+    write(clone / "a.jsonl", made)
+    counts, studies = load(clone, root)
+    assert studies["s59999991"]["images"] == [tree.path(3)] and len(studies) == 1
+    assert counts["set_aside"] == {"no frontal film": 1, "not in the metadata table": 1}
+
+
+def test_films_unknown_and_of_another_study(root, clone):
+    made = [
+        {"study": 59999991, "dicom_id": tree.dicom(7), "teacher": "a", "text": "Clear."},
+        {"study": None, "dicom_id": tree.dicom(99), "teacher": "a", "text": "Clear."},
+        {"study": None, "dicom_id": None, "teacher": "a", "text": "Clear."},
+        {"study": 59999993, "dicom_id": tree.dicom(5), "teacher": "a", "text": "Clear."},
+    ]
+    write(clone / "a.jsonl", made)
+    counts, studies = load(clone, root)
+    assert list(studies) == ["s59999993"] and counts["set_aside"] == {"named film not in the study": 1}
+    assert (counts["unknown_films"], counts["no_film"]) == (1, 1)
+
+
+def test_missing_films_are_counted_and_named_by_study(tmp_path, clone, capsys, monkeypatch):
+    root = tree.make(tmp_path / "m", missing=(5,))
+    write(clone / "a.jsonl", rows())
+    out = tmp_path / "o.jsonl"
+    monkeypatch.setattr(sys, "argv", ["x", "--source", str(clone), "--images", str(root), "--out", str(out)])
+    main()
+    shown = "".join(capsys.readouterr())
+    assert "set aside: film missing 1" in shown and "film missing, first 1: s59999993" in shown
+    assert "2 studies (test 1, train 1), 14 trajectories" in shown and "ok 12, refused 2" in shown
+    assert "10999991" not in shown and "effusion" not in shown
+    # Nothing is left beside the output.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clone", "m", "o.jsonl"]
+
+
+def test_limit_counts_studies_that_can_be_written(tmp_path, clone):
+    root = tree.make(tmp_path / "m", missing=(3,))
+    for n, teacher in enumerate(TEACHERS):
+        write(clone / f"{n}.jsonl", rows(teachers=[teacher]))
+    counts, studies = load(clone, root, limit=1)
+    assert list(studies) == ["s59999993"] and len(studies["s59999993"]["trajectories"]) == 7
+    assert counts["rows"] == 14 and counts["set_aside"] == {"film missing": 1}
+
+
+def test_the_same_text_again_is_counted_another_text_is_refused(root, clone):
+    made = rows(teachers=["a"])
+    write(clone / "a.jsonl", made + made[:1])
+    counts, studies = load(clone, root)
+    assert counts["repeated"] == 1 and len(studies["s59999991"]["trajectories"]) == 1
+    write(clone / "a.jsonl", [*made, made[0] | {"text": "private words"}])
+    message = refusal(load, clone, root)
+    assert "a.jsonl:4: study s59999991: another text of teacher 'a' stands in" in message and "private" not in message
+    counts, studies = load(clone, root, on_duplicate="first")
+    assert counts["duplicates"] == 1 and studies["s59999991"]["trajectories"][0]["text"] == made[0]["text"]
+
+
+def test_other_files_of_the_clone(root, clone):
+    write(clone / "a.jsonl", rows())
+    write(clone / "films.csv", [{"image": tree.path(3), "width": 8}])
+    (clone / ".git").mkdir()
+    (clone / ".git" / "x.json").write_text("{")
+    (clone / "dataset_infos.json").write_text("{}")
+    (clone / "README.md").write_text("# CXR-MAX")
+    counts, studies = load(clone, root)
+    check_all(counts, studies)
+    assert counts["left_out"] == [str(clone / "films.csv")]
+    (clone / "a.jsonl").unlink()
+    assert "columns found: image, width; no column for: text" in refusal(load, clone, root)
+
+
+def test_the_hub_by_the_real_loader(root, clone, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    write(clone / "train.jsonl", rows(studies=STUDIES[:2]))
+    write(clone / "test.jsonl", rows(studies=STUDIES[2:]))
+    for streaming in (False, True):
+        opened = hub_splits(str(clone), streaming=streaming)
+        assert sorted(name for name, _ in opened) == [f"{clone}[test]", f"{clone}[train]"]
+        monkeypatch.setattr("data.cxr_max.open_source", lambda source, opened=opened, **_: opened)
+        check_all(*load("owner/name", root))
+
+
+def test_the_hub_out_of_reach(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def unreachable(*_, **__):
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    message = refusal(open_source, "MiaoMiaoYang/CXR-MAX")
+    assert "cannot be loaded from the Hub (ConnectionError: Couldn't reach" in message and "clone it" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("a.jsonl", b'{"image": 1}\n{"image"\n', "a.jsonl:2: not JSON"),
+        ("a.json", b'[{"image": 1}, {"image": ', "a.json:2: not JSON"),
+        ("a.json", b"[1]", "a.json:1: is no object"),
+        ("a.jsonl", b'{"text": "caf\xe9"}\n', "a.jsonl: not UTF-8"),
+        ("a.csv", b"image,teacher,text\n1,2\n", "a.csv:2: not as many values as columns"),
+        ("a.parquet", b"PAR1 and no more", "a.parquet: not a Parquet file"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "long enough"}\n' * 9)[:-12], "cut off or damaged"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        ("a.jsonl", b"", "columns found: none"),
+        ("a.xlsx", b"", "holds no file of a known kind"),
+        ("a.jsonl", b'{"image": "1.png", "teacher": "a", "text": "b"}\n', "no column for: image (or dicom, study)"),
+        (
+            "a.jsonl",
+            b'{"study_id": 59999991, "teacher": "a", "text": 5}\n',
+            "a.jsonl:1: text of teacher 'a' is no text",
+        ),
+        ("a.jsonl", b'{"study_id": 59999991, "teacher": "", "text": "b"}\n', "a.jsonl:1: names no teacher"),
+    ],
+)
+def test_bad_sources(root, clone, name, content, what):
+    (clone / name).write_bytes(content)
+    assert what in refusal(load, clone, root)
+    assert not (root.parent / "studies.jsonl").exists()
+
+
+def test_no_such_source(root, tmp_path):
+    assert "no such file or folder, and no Hub id" in refusal(load, tmp_path / "nowhere", root)
+
+
+def test_a_told_column_without_ids_is_refused(root, clone):
+    write(clone / "a.jsonl", [{"image": "1.png", "teacher": "a", "text": "b"}])
+    assert "none of 1 rows names a study" in refusal(load, clone, root, columns="image=image")
+
+
+def test_an_array_larger_than_what_is_read_at_once(clone, monkeypatch):
+    monkeypatch.setattr("data.cxr_source.BLOCK", 7)
+    made = [{"n": n, "text": "é]},{" * (n % 9)} for n in range(40)]
+    (clone / "a.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    ((_, read),) = open_source(str(clone))
+    assert [row for _, row in read()] == made
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "status"),
+    [
+        ("Small left effusion.", None, "ok"),
+        ("Small left effusion.", "stop", "ok"),
+        ("Small left eff", "length", "truncated"),
+        (REFUSAL, "stop", "refused"),
+        (" \n", None, "empty"),
+        ("Cut", "content_filter", "filtered"),
+    ],
+)
+def test_status(text, finish, status):
+    assert status_of(text, finish) == status
+
+
+REFUSALS = [
+    "I'm unable to read this.",
+    "I\u2019m sorry.",
+    "I am not a doctor.",
+    "I am an AI.",
+    "I cannot interpret films.",
+    "I can not help.",
+    "I can\u2019t view images.",
+    "I\u00a0cannot diagnose.",
+    "I won't analyze it.",
+    "I do not have the ability to.",
+    "I don't provide diagnoses.",
+    "I could not access it.",
+    "It is not able to process images.",
+    "This tool is unable to evaluate it.",
+    "It is not qualified to diagnose.",
+    "Not capable of interpreting.",
+    "Please consult a qualified medical professional.",
+    "As an AI, no.",
+]
+
+
+def test_the_short_cut_finds_every_refusal():
+    assert all(is_refusal(one) for one in REFUSALS) and all(map(refuses, REFUSALS))
+    tables = Path(__file__).parent.glob("sentences*.tsv")
+    texts = [text for table in tables for _, text, _ in read_labelled(table)]
+    texts += [one["text"] for study in plan("train", 40, seed=0, world="refusing") for one in study["trajectories"]]
+    assert [refuses(one) for one in texts] == [is_refusal(one) for one in texts]
+    assert any(map(is_refusal, texts))
+
+
+def test_cleaning_takes_out_what_a_record_may_not_hold():
+    assert clean("Clear <image>lungs\0<|im_end|>.") == ("Clear lungs.", True)
+    assert clean("<im<image>age>a") == ("a", True) and clean("half \ud800") == ("half ?", True)
+    assert clean("pO2 < 60, é") == ("pO2 < 60, é", False)
+
+
+@pytest.mark.parametrize(
+    ("value", "film"),
+    [
+        ("files/p10/p10999991/s59999991/" + tree.dicom(3) + ".jpg", (59999991, tree.dicom(3))),
+        ("D:\\mimic\\s59999991\\" + tree.dicom(3).upper() + ".JPG", (59999991, tree.dicom(3))),
+        (59999991, (59999991, None)),
+        ("59999991.0", (59999991, None)),
+        (59999991.0, (59999991, None)),
+        ("p10999991_s59999991", (59999991, None)),
+        ([{"path": tree.dicom(3)}], (None, tree.dicom(3))),
+        ("50000000-0a1b2c3d-11223344-deadbeef-50000001", (None, "50000000-0a1b2c3d-11223344-deadbeef-50000001")),
+        ("159999991", (None, None)),
+        ("12.png", (None, None)),
+        (None, (None, None)),
+        ([], (None, None)),
+    ],
+)
+def test_film_of(value, film):
+    assert film_of(value) == film
+
+
+def test_teacher_names():
+    assert teacher_name("gpt5nano_response") == "GPT-5-nano" and teacher_name("claude_sonnet_4") == "Claude Sonnet-4"
+    assert teacher_name("gpt-4o") == "gpt-4o" and teacher_name(" my  model ") == "my model"
+
+
+def test_the_published_case(root, clone):
+    case = Path(__file__).resolve().parents[3] / "shared/data/cxr_max_case/trajectories.jsonl"
+    if not case.exists():
+        pytest.skip(f"{case} is not here")
+    made = [json.loads(line) | {"image": tree.path(3)} for line in case.read_text(encoding="utf-8").splitlines()]
+    write(clone / "a.jsonl", made)
+    counts, studies = load(clone, root)
+    assert counts["trajectories"] == {"ok": 6, "refused": 1} and "Moonshot-v1" not in counts["teachers"]
+    assert [one["teacher"] for one in studies["s59999991"]["trajectories"]] == [row["teacher"] for row in made]
+    assert set(studies["s59999991"]["findings"]) == {"Atelectasis", "Pleural Effusion"}
+
+
+def test_from_clone_to_rows(root, clone):
+    write(clone / "a.jsonl", rows())
+    load(clone, root)
+    counts = write_rows("sft", root.parent / "studies.jsonl", clone / "rows.jsonl", split="train", image_root=root)
+    assert counts["rows"] == 12 and counts["trajectories"] == {"ok": 12, "refused": 2}
