@@ -38,11 +38,8 @@ def split_attention(
     looks to its right.
     """
     groups = getattr(module, "num_key_value_groups", 1)
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     settings = {"dropout_p": dropout, "scale": scaling}
-    if query.device.type == "cpu":
-        settings["enable_gqa"] = groups > 1  # the CPU kernel reads shared heads in place
-    else:
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     shapes: Shapes | None = kwargs.get(SHAPES_KEY)
     if shapes is None:
         if attention_mask is not None:
@@ -52,21 +49,22 @@ def split_attention(
         return output.transpose(1, 2).contiguous(), None
 
     rows = []
-    # Split and not sliced: the backward of each slice would fill a tensor of the whole row with zeros.
-    for shape, q, k, v in zip(shapes, query.split(1), key.split(1), value.split(1), strict=True):
-        prefix, *responses = shape
-        padding = q.shape[2] - sum(shape)
-        sizes = [*shape, padding] if padding else list(shape)
-        queries, keys, values = q.split(sizes, dim=2), k.split(sizes, dim=2), v.split(sizes, dim=2)
-        pieces = [scaled_dot_product_attention(queries[0], keys[0], values[0], is_causal=True, **settings)]
-        for number, length in enumerate(responses, 1):
+    for row, (prefix, *responses) in enumerate(shapes):
+        q, k, v = query[row : row + 1], key[row : row + 1], value[row : row + 1]
+        k_prefix, v_prefix = k[:, :, :prefix], v[:, :, :prefix]
+        pieces = [scaled_dot_product_attention(q[:, :, :prefix], k_prefix, v_prefix, is_causal=True, **settings)]
+        at = prefix
+        for length in responses:
+            own = slice(at, at + length)
             # Aligned at the lower right corner: the first token of the response sees the whole prefix and itself.
             mask = causal_lower_right(length, prefix + length)
-            own = [torch.cat([side[0], side[number]], dim=2) for side in (keys, values)]
-            pieces.append(scaled_dot_product_attention(queries[number], *own, attn_mask=mask, **settings))
-        if padding:
+            keys = torch.cat([k_prefix, k[:, :, own]], dim=2)
+            values = torch.cat([v_prefix, v[:, :, own]], dim=2)
+            pieces.append(scaled_dot_product_attention(q[:, :, own], keys, values, attn_mask=mask, **settings))
+            at += length
+        if at < query.shape[2]:
             # Padding predicts nothing and nothing looks at it; its values only have to be finite.
-            pieces.append(queries[-1])
+            pieces.append(v[:, :, at:])
         rows.append(torch.cat(pieces, dim=2))
     return torch.cat(rows).transpose(1, 2).contiguous(), None
 

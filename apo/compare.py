@@ -4,7 +4,8 @@
     bash scripts/compare.sh - STUDIES.jsonl --out FILE --strategy dawid_skene             # label-free, no model
 
 Every study is written, whatever its split: evaluation scores the consensus on the test films too, and no strategy looks
-at a label or a report. A study for which there is no consensus is written without one and counted.
+at a label or a report. (`oracle` states the truth of phantom films, as an upper bound, and refuses any other.) A study
+for which there is no consensus is written without one and counted.
 
 `self` keeps finished rows in FILE.partial.jsonl, so that an interrupted run goes on where it stopped; a row is used
 again only if checkpoint, prompt, films and decoding settings are the same. With --shard i/n only every n-th study is
@@ -24,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from apo import consensus
-from apo.consensus import NEEDS_MODEL, STRATEGIES, Answer, SelfPrompt, self_prompt, study_rng
+from apo.consensus import COMPOSES, NEEDS_MODEL, STRATEGIES, Answer, SelfPrompt, self_prompt, study_rng
 from data import checkpoints
 from data.errors import UserError, run_cli
 from data.files import append_jsonl, read_jsonl, sha256_file
@@ -170,7 +171,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default="all",
         help="which studies get a consensus; the others are written as they are (default: all)",
     )
-    parser.add_argument("--compose", choices=("plain", "quote"), default="plain", help="form of a label-free consensus")
+    parser.add_argument("--compose", choices=("plain", "quote"), default="plain", help="form of a composed consensus")
     parser.add_argument("--seed", type=int, default=0, help="self: order of the trajectories (and sampling, if any)")
     parser.add_argument("--base", help="for a LoRA checkpoint: its base model, if not where args.json says")
     parser.add_argument("--backend", choices=("transformers", "vllm"), default="transformers", help="self: engine")
@@ -199,6 +200,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         raise UserError(f"--strategy {args.strategy} needs a checkpoint; give the Learn stage's checkpoint-N folder")
     if args.strategy not in NEEDS_MODEL and args.shard != (1, 1):
         raise UserError(f"--shard: {args.strategy} is fitted on all studies together and takes seconds; leave it out")
+    if args.compose != "plain" and args.strategy not in COMPOSES:
+        raise UserError(f"--compose {args.compose}: {args.strategy} does not compose its text; leave it out")
     if os.path.realpath(args.out) == os.path.realpath(args.studies):
         raise UserError(f"--out {args.out}: is the input file; choose another")
     return args
@@ -225,7 +228,8 @@ def main(argv: list[str] | None = None) -> int:
         results = run_self(args, info, [studies[k] for k in chosen], root, failed)
     else:
         # Fitted on all studies: estimates of reliability get better, and no label is looked at.
-        everything = STRATEGIES[args.strategy](studies, compose=args.compose)
+        form = {"compose": args.compose} if args.strategy in COMPOSES else {}
+        everything = STRATEGIES[args.strategy](studies, **form)
         results = [everything[k] for k in chosen]
     if not any(results):
         print(summary(args.strategy, [studies[k] for k in chosen], results, failed))
@@ -237,6 +241,12 @@ def main(argv: list[str] | None = None) -> int:
             studies[k]["consensus"] = result
     write_studies(args.out, studies)
     print(summary(args.strategy, [studies[k] for k in chosen], results, failed))
+    if args.strategy == "medoid":
+        print(
+            "note: each consensus is one of its study's trajectories; launch Critique with --on_identical drop-negative"
+        )
+    if args.strategy == "oracle":
+        print(f"note: oracle is {consensus.UPPER_BOUND}")
     if replaced:
         print(f"note: {replaced} studies had a consensus before; it is not in the output")
     print(f"written: {args.out} ({len(studies)} studies, image paths relative to {root})")

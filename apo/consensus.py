@@ -6,10 +6,14 @@
   (Dawid & Skene 1979, "Maximum likelihood estimation of observer error-rates using the EM algorithm", J R Stat Soc C
   28:20-28), then each finding is decided by its posterior.
 - `vote`: each finding by the majority of teachers; a tie is absent.
+- `medoid`: the trajectory closest to all others, whole, as it stands; see `medoid` for the distance. The consensus then
+  equals one of the negatives, so that Critique must be launched with `on_identical: drop-negative`.
+- `oracle`: phantom studies only. The truth itself, an upper bound for any consensus; no method, and not to be had for
+  real films.
 - `self`: the paper's way. The stage-one student reads film, prompt and all trajectories (names hidden, order shuffled)
   and writes the consensus; see `self_prompt`. Generation is the caller's (apo/compare.py).
 
-What a teacher says is read out of its text by data.findings. Rules of the two label-free strategies:
+What a teacher says is read out of its text by data.findings. Rules of `dawid_skene` and `vote`:
 
 - Present is a vote for, an explicit "absent" and silence are votes against, "uncertain" abstains, and a teacher without
   an ok trajectory (or with one that only refuses) has no vote. Silence votes because a finding that no other teacher
@@ -45,11 +49,13 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from data.errors import UserError
 from data.findings import FIVE, LABELS, SIDELESS, Claim, is_refusal, read_findings, summarise
 
 ORDER = (*FIVE, *(label for label in LABELS if label not in FIVE))
@@ -375,9 +381,10 @@ def compose_text(
 
 
 def _mark(state: str, side: str | None, decision: Decision | None) -> str:
-    if state == "uncertain" or (decision and decision[0] == "uncertain"):
+    decision = decision or ("absent", None)  # a consensus that does not say it has dropped it
+    if "uncertain" in (state, decision[0]):
         return "uncertain"
-    if decision is None or decision[0] != state:
+    if decision[0] != state:
         return "conflict"
     return "conflict" if side and decision[1] and side != decision[1] and state == "present" else "consistent"
 
@@ -406,7 +413,7 @@ def make_audit(
         if label not in findings and not said:
             continue
         state, side = findings.get(label, (None, None))
-        corrected = [t for t, v in said.items() if state and _mark(v[0], v[1], (state, side)) == "conflict"]
+        corrected = [t for t, v in said.items() if _mark(v[0], v[1], findings.get(label)) == "conflict"]
         entry = {"state": state, "side": side, "stated": label in stated, "said": said, "corrected": corrected}
         entry |= support.get(label) or {"votes": _counts(one, label)}
         if sources.get(label):
@@ -455,6 +462,115 @@ def dawid_skene(studies: Sequence[dict], *, compose: Compose = "plain") -> list[
 def vote(studies: Sequence[dict], *, compose: Compose = "plain") -> list[dict | None]:
     """Consensus by majority, a tie is absent; see the module. Returns as `dawid_skene`."""
     return _label_free(studies, model=False, compose=compose)
+
+
+def claim_distance(a: dict[str, Decision], b: dict[str, Decision]) -> float:
+    """How far two readings are apart, summed over the labels; symmetric, 0 for equal readings.
+
+    Present is 1, uncertain 1/2, absent and silence 0 (silence counts as in the votes), and two states are as far apart
+    as these numbers. Where both are present, or both uncertain, the sides are compared: left against right 1 (1/2 if
+    uncertain), bilateral or no side against one side half of that, so that a vague text is not close to everybody. "No
+    Finding" is left out: it follows from the others and would keep a terse "normal" from a list of denials.
+    """
+    weight = {"present": 1.0, "uncertain": 0.5, "absent": 0.0}
+    total = 0.0
+    for label in {*a, *b} - {"No Finding"}:
+        (state, side), (other, other_side) = a.get(label, ("absent", None)), b.get(label, ("absent", None))
+        total += abs(weight[state] - weight[other])
+        if state == other and side != other_side:
+            total += weight[state] * (1.0 if {side, other_side} == {"left", "right"} else 0.5)
+    return total
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and numbers of a text, without punctuation and Markdown."""
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def token_overlap(a: Counter, b: Counter) -> float:
+    """Dice coefficient of two bags of words, 2 |a & b| / (|a| + |b|): the F1 of unigram precision and recall."""
+    size = a.total() + b.total()
+    return 2.0 * (a & b).total() / size if size else 0.0
+
+
+def medoid(studies: Sequence[dict]) -> list[dict | None]:
+    """Consensus by choice: the text of the trajectory with the smallest mean `claim_distance` to the others.
+
+    Ties go to the larger mean `token_overlap` with the others, and what is still equal (always so with two teachers
+    who disagree) to a hash of study and teacher, so that no teacher wins by its name. All ok trajectories count among
+    the others; only one in which a finding is read can be chosen. Returns as `dawid_skene`; audit["medoid"] is
+    {"teacher", "distance": {teacher: mean distance}, "overlap": {teacher: mean overlap}}.
+    """
+    out: list[dict | None] = []
+    for study in studies:
+        one = hear(study)
+        candidates = [teacher for teacher, says in one.says.items() if says]
+        if not candidates:
+            out.append(None)
+            continue
+        bags = {teacher: Counter(words(text)) for teacher, text in one.texts.items()}
+
+        def mean(of: Callable[[str, str], float], teacher: str, teachers: Sequence[str]) -> float:
+            return sum(of(teacher, other) for other in teachers if other != teacher) / max(len(teachers) - 1, 1)
+
+        heard = list(one.says)
+        distance = {t: mean(lambda a, b, s=one.says: claim_distance(s[a], s[b]), t, heard) for t in candidates}
+        overlap = {t: mean(lambda a, b, w=bags: token_overlap(w[a], w[b]), t, heard) for t in candidates}
+
+        def rank(teacher: str, name=study["id"], d=distance, o=overlap) -> tuple:
+            lot = hashlib.sha256(f"{name}:{teacher}".encode()).digest()
+            return round(d[teacher], 9), -round(o[teacher], 9), lot
+
+        chosen = min(candidates, key=rank)
+        findings, claims = one.says[chosen], one.claims[chosen]
+        pieces = dict.fromkeys((c.label, c.start, c.end, chosen) for c in claims)
+        audit = make_audit(one, findings, list(findings), {}, pieces)
+        why = {"teacher": chosen}
+        why |= {k: {t: round(v[t], 4) for t in candidates} for k, v in (("distance", distance), ("overlap", overlap))}
+        out.append({"text": one.texts[chosen], "strategy": "medoid", "audit": {"medoid": why, **audit}})
+    return out
+
+
+UPPER_BOUND = "the truth of a simulated film: an upper bound for any consensus, not a method"
+
+
+def oracle(studies: Sequence[dict], *, compose: Compose = "plain") -> list[dict | None]:
+    """The true findings of phantom studies in the form of a consensus, labelled as an upper bound in its audit.
+
+    Like the others it states the five and, of the rest, what is not absent. None where no teacher has an ok trajectory,
+    so that it can be compared with the others on the same studies.
+
+    Raises UserError for a study of any other source, or without findings.
+    """
+    if compose not in ("plain", "quote"):
+        raise ValueError(f"compose is {compose!r}; use plain or quote")
+    for study in studies:
+        if study["source"] != "phantom":
+            raise UserError(
+                f"study {study['id']!r}: source is {study['source']!r}; oracle states the truth of simulated films and "
+                "is for the phantom cohort only: choose another --strategy"
+            )
+        if not study.get("findings"):
+            raise UserError(f"study {study['id']!r}: has no findings, which oracle states; make the cohort again")
+    out: list[dict | None] = []
+    for study in studies:
+        one = hear(study)
+        if not one.says:
+            out.append(None)
+            continue
+        truth: dict[str, Decision] = dict.fromkeys(FIVE, ("absent", None))
+        for label, finding in study["findings"].items():
+            side = None if finding["state"] == "absent" or label in SIDELESS else finding.get("side")
+            truth[label] = (finding["state"], side)
+        findings = {label: truth[label] for label in ORDER if label in truth}
+        stated = [label for label, (state, _) in findings.items() if state != "absent" or label in FIVE]
+        decided = Decided(findings, stated, {})
+        text, pieces = compose_text(one, decided, compose, lambda teacher, label: 0.0)
+        audit = make_audit(one, findings, stated, {}, pieces)
+        out.append(
+            {"text": text, "strategy": "oracle", "audit": {"upper_bound": UPPER_BOUND, "compose": compose, **audit}}
+        )
+    return out
 
 
 # --- self -----------------------------------------------------------------------------------------------------------
@@ -543,5 +659,8 @@ STRATEGIES: dict[str, Callable[..., list[dict | None]]] = {
     "self": self_consensus,  # keyword `answer`
     "dawid_skene": dawid_skene,  # keyword `compose`
     "vote": vote,  # keyword `compose`
+    "medoid": medoid,
+    "oracle": oracle,  # keyword `compose`; phantom studies only
 }
 NEEDS_MODEL = frozenset({"self"})
+COMPOSES = frozenset({"dawid_skene", "vote", "oracle"})  # strategies that build their text and take `compose`

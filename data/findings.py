@@ -366,17 +366,22 @@ class _Block(NamedTuple):
 
 
 def _close(block: _Block | None, claims: list[Claim], said: bool) -> None:
-    """At the end of a block: the heading's own claim, where its lines leave the label or the side unsaid."""
+    """At the end of a block: the heading's own claim if nothing stands under it, and its side for claims without one.
+
+    "**Pleural Effusion (Left):** Present, large. No right effusion.": the denial says nothing of the side of what is
+    present, so only a side in a claim of the same state keeps the heading's away.
+    """
     if block is None:
         return
     for label in block.labels:
-        own = [c for c in claims[block.first :] if c.label == label]
+        own = [i for i in range(block.first, len(claims)) if claims[i].label == label]
         side = None if label in SIDELESS else block.side
         if not own and not said:
             claims.append(Claim(label, "present", side, block.start, block.end))
-        elif side and any(c.state != "absent" and c.side is None for c in own) and not any(c.side for c in own):
-            state = "present" if any(c.state == "present" for c in own) else "uncertain"
-            claims.append(Claim(label, state, side, block.start, block.end))
+        sided = {claims[i].state for i in own if claims[i].side} | {"absent"}
+        for i in own if side else ():
+            if claims[i].state not in sided:
+                claims[i] = claims[i]._replace(side=side)
 
 
 def _inherited(sentence: str, block: _Block) -> list[tuple[str, str, str | None]]:

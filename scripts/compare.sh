@@ -3,6 +3,8 @@
 #   --strategy self          the student writes it from film, prompt and all trajectories (default; data-parallel by --shard i/n)
 #   --strategy dawid_skene   by finding, from agreement alone; CHECKPOINT may be "-"
 #   --strategy vote          by finding, majority; CHECKPOINT may be "-"
+#   --strategy medoid        the trajectory closest to all others, whole; Critique then needs --on_identical drop-negative
+#   --strategy oracle        phantom cohort only: the truth, an upper bound and no method
 # All options: bash scripts/compare.sh --help
 set -euo pipefail
 # shellcheck source=scripts/env.sh

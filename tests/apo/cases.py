@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.utils.checkpoint
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +46,6 @@ def make_rows(folder, *, studies=3, negatives=(7, 1, 3), films=(1, 2, 1), seed=0
 
 
 def load(student_dir, **kwargs):
-    import torch
     from swift.model import get_model_processor
     from swift.template import get_template
 
@@ -86,6 +87,7 @@ def arguments(student, rows, out, stage, model_kwargs, flags):
         "use_cpu": "true",
         "tuner_type": "lora",
         "output_dir": str(out),
+        "num_train_epochs": "1",
         "logging_steps": "1",
         "learning_rate": "1e-3",
         "per_device_train_batch_size": "2",
@@ -112,14 +114,15 @@ def train(student, rows, out, *, stage="critique", model_kwargs=None, **flags):
     """Run stock `swift rlhf|sft` with the plugin in this process; returns what `read_logs` does."""
     from swift.pipelines import rlhf_main, sft_main
 
-    before = dict(os.environ)
+    before, checkpoint = dict(os.environ), torch.utils.checkpoint.checkpoint
     try:
         main = rlhf_main if stage == "critique" else sft_main
         main(arguments(student, rows, out, stage, model_kwargs, flags))
     finally:
-        # model_kwargs travel as environment variables
+        # model_kwargs travel as environment variables, and ms-swift replaces torch's checkpoint for good
         os.environ.clear()
         os.environ.update(before)
+        torch.utils.checkpoint.checkpoint = checkpoint
     return read_logs(out)
 
 

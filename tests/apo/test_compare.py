@@ -117,6 +117,31 @@ def test_quote_form_is_passed_on(studies):
     assert first["text"].startswith(("Small left effusion.", "Left effusion noted."))
 
 
+def test_medoid_takes_a_whole_trajectory_and_says_what_critique_needs(studies, capsys):
+    status, out = run(studies, "--strategy", "medoid", checkpoint="-")
+    rows = [r for r in load(out, studies.parent) if r.get("consensus")]
+    assert status == 0 and len(rows) == 5
+    assert all(r["consensus"]["text"] in [t["text"] for t in r["trajectories"]] for r in rows)
+    printed = capsys.readouterr().out
+    assert "--on_identical drop-negative" in printed and "equal to one of the trajectories: 5" in printed
+    with pytest.raises(UserError, match="--compose quote: medoid does not compose"):
+        run(studies, "--strategy", "medoid", "--compose", "quote", checkpoint="-")
+
+
+def test_oracle_is_refused_for_any_source_but_the_phantom(studies, capsys):
+    with pytest.raises(UserError, match="phantom cohort only"):
+        run(studies, "--strategy", "oracle", checkpoint="-", out="refused.jsonl")
+    assert not (studies.parent / "made/refused.jsonl").exists()
+    rows = [json.loads(line) for line in studies.read_text().splitlines()]
+    for row in rows:
+        row |= {"source": "phantom", "findings": {"Edema": {"state": "present", "side": "bilateral"}}}
+    studies.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, out = run(studies, "--strategy", "oracle", checkpoint="-")
+    texts = {r["consensus"]["text"] for r in load(out, studies.parent) if r.get("consensus")}
+    assert status == 0 and len(texts) == 1 and "Bilateral pulmonary edema." in texts.pop()
+    assert "upper bound" in capsys.readouterr().out
+
+
 def test_self_asks_each_study_once(studies, fake, capsys):
     status, out = run(studies, "--batch-size", "2")
     rows = load(out, studies.parent)

@@ -6,7 +6,21 @@ import numpy as np
 import pytest
 
 from apo import consensus
-from apo.consensus import STRATEGIES, dawid_skene, fit_dawid_skene, plain_sentence, self_prompt, study_rng, vote
+from apo.consensus import (
+    STRATEGIES,
+    claim_distance,
+    dawid_skene,
+    fit_dawid_skene,
+    medoid,
+    oracle,
+    plain_sentence,
+    self_prompt,
+    study_rng,
+    token_overlap,
+    vote,
+    words,
+)
+from data.errors import UserError
 from data.findings import FIVE, LABELS, SIDELESS, read_findings, summarise
 
 TEACHERS = ("alpha", "beta-2", "gamma", "delta", "epsilon")
@@ -384,6 +398,108 @@ def test_audit_is_complete():
     spans = {label: (result["text"][a:b], mark) for a, b, label, mark in audit["consensus_spans"]}
     assert spans["Pleural Effusion"] == ("Left pleural effusion.", "corrected")
     assert set(spans) == {k for k, v in audit["findings"].items() if v["stated"]}
+
+
+# --- medoid and oracle ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "a, b, want",
+    [
+        ("Left effusion.", "Left effusion. No edema.", 0.0),  # a denial and silence are the same
+        ("Left effusion.", "No effusion.", 1.0),
+        ("Left effusion.", "Right effusion.", 1.0),
+        ("Left effusion.", "Bilateral effusions.", 0.5),
+        ("Left effusion.", "Effusion.", 0.5),  # a vague text is not close to everybody
+        ("Left effusion.", "Possible left effusion.", 0.5),
+        ("Possible left effusion.", "Possible right effusion.", 0.5),
+        ("Left effusion. Edema.", "Right effusion. Cardiomegaly.", 3.0),
+        ("No acute cardiopulmonary abnormality.", "No edema. No effusion.", 0.0),
+    ],
+)
+def test_claim_distance(a, b, want):
+    a, b = summarise(read_findings(a)), summarise(read_findings(b))
+    assert claim_distance(a, b) == claim_distance(b, a) == want
+    assert claim_distance(a, a) == 0
+
+
+def test_token_overlap_by_hand():
+    bags = [consensus.Counter(words(t)) for t in ("No **edema**. No effusion.", "No edema", "")]
+    assert token_overlap(bags[0], bags[1]) == 2 * 2 / (4 + 2)
+    assert token_overlap(bags[0], bags[2]) == token_overlap(bags[2], bags[2]) == 0
+
+
+def test_medoid_is_the_trajectory_nearest_by_findings_and_not_by_words():
+    texts = [
+        "Right effusion is seen on this film. No edema.",
+        "Left effusion is seen on this film. No edema.",  # in words nearest to all others, in findings only to two
+        "Layering fluid in the right pleural space.",
+        "Blunting of the right costophrenic angle.",
+        "Left effusion is seen on this film.",
+    ]
+    (result,) = medoid([study(texts)])
+    assert result["strategy"] == "medoid"
+    assert result["text"] == texts[0], "of equal findings the one whose words the others share"
+    audit = result["audit"]
+    assert audit["medoid"]["teacher"] == "alpha" and audit["medoid"]["distance"]["alpha"] == 0.5
+    assert audit["findings"]["Pleural Effusion"]["corrected"] == ["beta-2", "epsilon"]
+    assert audit["findings"]["Pleural Effusion"]["source"] == "alpha"
+    spans = {label: (result["text"][a:b], mark) for a, b, label, mark in audit["consensus_spans"]}
+    assert spans["Pleural Effusion"] == ("Right effusion is seen on this film.", "corrected")
+    assert spans["Edema"] == ("No edema.", "agreed")
+
+
+def test_medoid_never_takes_a_text_without_a_finding_or_without_a_vote():
+    texts = [
+        "The film is rotated.",
+        "Left effusion.",
+        "As an AI, I cannot interpret medical images.",
+        "Right effusion.",
+    ]
+    (result,) = medoid([study(texts, statuses={"delta": "truncated"})])
+    assert result["text"] == "Left effusion."
+    assert result["audit"]["unheard"] == {"gamma": "refused", "delta": "truncated"}
+    assert medoid([study([]), study(["The film is rotated."])]) == [None, None]
+
+
+def test_between_two_teachers_the_name_does_not_decide():
+    pair = ["Left effusion.", "Right effusion."]
+    chosen = [medoid([study(pair, name=f"s{i}")])[0]["audit"]["medoid"]["teacher"] for i in range(60)]
+    assert 15 < chosen.count("alpha") < 45
+    again = study(pair, name="s0")
+    again["trajectories"].reverse()
+    assert medoid([again])[0]["audit"]["medoid"]["teacher"] == chosen[0], "nor does the order in the file"
+
+
+def phantom(texts, findings, source="phantom"):
+    return study(texts) | {"source": source, "findings": findings}
+
+
+def test_oracle_states_the_truth_whatever_the_teachers_say():
+    truth = {
+        "Pleural Effusion": {"state": "present", "side": "left", "severity": "small"},
+        "Edema": {"state": "absent", "side": None},
+        "Cardiomegaly": {"state": "present", "side": None},
+        "Atelectasis": {"state": "absent", "side": None},
+    }
+    (result,) = oracle([phantom(["Right effusion. No cardiomegaly.", "No effusion."], truth)])
+    assert said(result) == {
+        "Pleural Effusion": ("present", "left"),
+        "Cardiomegaly": ("present", None),
+        **{label: ("absent", None) for label in FIVE if label != "Pleural Effusion"},
+    }
+    assert result["strategy"] == "oracle" and "upper bound" in result["audit"]["upper_bound"]
+    assert result["audit"]["findings"]["Pleural Effusion"]["corrected"] == ["alpha", "beta-2"]
+    (quoted,) = oracle([phantom(["There is a left effusion.", "No effusion."], truth)], compose="quote")
+    assert "There is a left effusion." in quoted["text"]
+    assert oracle([phantom([], truth)]) == [None]
+
+
+def test_oracle_refuses_every_other_source_and_missing_truth():
+    with pytest.raises(UserError, match="study 's1': source is 'MIMIC-CXR'.*phantom cohort only"):
+        oracle([phantom(["Left effusion."], {"Edema": {"state": "absent"}}, source="MIMIC-CXR")])
+    with pytest.raises(UserError, match="study 's1': has no findings"):
+        oracle([phantom(["Left effusion."], None)])
 
 
 # --- self -----------------------------------------------------------------------------------------------------------

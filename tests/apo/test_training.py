@@ -193,7 +193,7 @@ def test_other_loss_types_run_the_stock_trainer():
         ({"beta": "-1"}, "beta must be positive"),
         ({"label_smoothing": "0.6"}, "label_smoothing must be in"),
         ({"rpo_alpha": "-1"}, "rpo_alpha must not be negative"),
-        ({"truncation_strategy": "right"}, "would cut the prefix"),
+        ({"truncation_strategy": "right"}, "would cut what all responses share"),
         ({"model_kwargs": {"apo_layuot": "rows"}}, "did you mean apo_layout"),
         ({"model_kwargs": {"apo_chunk_size": "0"}}, "expected a positive number"),
     ],
@@ -213,5 +213,6 @@ def test_refuses_pairs_without_negative_messages(studies, student_dir, tmp_path)
 def test_a_row_that_cannot_be_encoded_stops_the_run(studies, student_dir, tmp_path):
     """ms-swift would otherwise replace it by a random other row (--strict false)."""
     path = write_rows(tmp_path / "rows.jsonl", [{**studies[1][0], "images": [str(tmp_path / "missing.png")]}] * 2)
-    with pytest.raises(Exception, match="missing.png"):
+    # ms-swift takes a path that is no file for base64, and whether that decodes depends on the path's length
+    with pytest.raises(Exception, match=r"missing\.png|cannot identify image file|padding|base64"):
         train(student_dir, path, tmp_path / "out", max_steps=1)

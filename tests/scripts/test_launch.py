@@ -338,7 +338,7 @@ def test_cpu_hides_gpus_and_ranks_talk_by_gloo(capsys, gpus, monkeypatch):
     monkeypatch.setattr(plan, "visible_gpus", lambda: pytest.fail("a CPU run asked for GPUs"))
     assert "CUDA_VISIBLE_DEVICES=''" in dry(capsys, "sft", PHANTOM["sft"])
     monkeypatch.setenv("NPROC_PER_NODE", "2")
-    out = dry(capsys, "sft", PHANTOM["sft"], "--per_device_train_batch_size", "16")
+    out = dry(capsys, "sft", PHANTOM["sft"])
     assert flag(out, "ddp_backend") == "gloo"
     assert flag(out, "gradient_accumulation_steps") == "1"
 
@@ -417,17 +417,18 @@ def lines(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
-def test_study_records_become_sft_rows(model, studies, tmp_path, ran, capsys):
-    assert run("sft", model, studies, tmp_path / "o") == 0
+@pytest.mark.parametrize(("share", "rows"), [("false", (9, 3)), ("true", (3, 1))])
+def test_study_records_become_sft_rows(model, studies, tmp_path, ran, capsys, share, rows):
+    assert run("sft", model, studies, tmp_path / "o", "--share_prefix", share) == 0
     used = ran[0].settings
     assert used["dataset"] == [str(tmp_path / "o/rows/train.jsonl")]
     assert used["val_dataset"] == [str(tmp_path / "o/rows/validate.jsonl")]
-    assert (len(lines(used["dataset"][0])), len(lines(used["val_dataset"][0]))) == (9, 3)
+    assert (len(lines(used["dataset"][0])), len(lines(used["val_dataset"][0]))) == rows
     assert used["model"] == str(model)
     assert used["check_model"] == "false"
-    assert not {"image_root", "effective_batch_size", "check_images"} & used.keys()
+    assert not {"image_root", "effective_batch_size", "check_images", "share_prefix"} & used.keys()
     out = capsys.readouterr().out
-    assert "9 rows from 3 studies" in out
+    assert f"{rows[0]} rows from 3 studies" in out
     assert "empty 3" in out
     assert "longest row" in out
 
@@ -460,7 +461,7 @@ def test_two_files_of_studies(model, studies, tmp_path, ran):
         ["sft", PHANTOM["sft"], "--model", str(model), "--output_dir", str(tmp_path / "o"), "--dataset"]
         + [str(studies), str(second)]
     )
-    assert [len(lines(path)) for path in ran[0].settings["dataset"]] == [9, 6]
+    assert [len(lines(path)) for path in ran[0].settings["dataset"]] == [3, 2]
     assert len(ran[0].settings["val_dataset"]) == 1
 
 

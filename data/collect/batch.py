@@ -1,0 +1,292 @@
+"""OpenAI's Batch API: write the requests as JSONL, upload, submit, poll, read back into the same store.
+
+Each step is noted on disk before and after, so that an interrupted run takes up a batch where it was: a batch that was
+created in the moment of a crash is found again by its metadata, one that was half read is read again, and no answer is
+stored twice. The files, which hold films, are deleted here and at the provider once they are read back.
+"""
+
+import asyncio
+import json
+import secrets
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import openai
+
+from data.collect.asking import (
+    BUDGET_REACHED,
+    Run,
+    Stopped,
+    Task,
+    body_of,
+    filtered_answer,
+    make_answer,
+)
+from data.collect.classify import BrokenAnswer, classify, is_filter_error, parse_body, usage_of
+from data.collect.endpoint import Fault, fault_of, without_key
+from data.collect.films import FilmChanged
+from data.collect.money import price
+from data.errors import UserError
+from data.files import append_jsonl, atomic_open, dump_line, read_jsonl
+
+T = TypeVar("T")
+
+MAX_BYTES = 190_000_000  # the API takes 200 MB a file
+LABEL = "collect_batch"
+ENDED = ("completed", "failed", "expired", "cancelled")
+
+
+@dataclass
+class Batch:
+    """One batch: `requests` maps each key to its study, `worst` is its cost at most."""
+
+    name: str
+    requests: dict[str, str]
+    worst: float
+    file_id: str | None = None
+    batch_id: str | None = None
+
+
+def open_batches(path: Path) -> list[Batch]:
+    """Batches that a teacher's state file says are not read back yet."""
+    found: dict[str, Batch] = {}
+    if path.exists():
+        for line, row in read_jsonl(path, torn="drop"):
+            try:
+                name, event = row["batch"], row["event"]
+                if event == "planned":
+                    found[name] = Batch(name, row["requests"], row["worst"])
+                elif event == "uploaded":
+                    found[name].file_id = row["file_id"]
+                elif event == "submitted":
+                    found[name].batch_id = row["batch_id"]
+                else:
+                    del found[name]
+            except (KeyError, TypeError):
+                raise UserError(f"{path}:{line}: no row of a batch log; restore the file or remove that line") from None
+    return list(found.values())
+
+
+async def ask_batch(run: Run, tasks: list[Task]) -> None:
+    """Ask all tasks by batches, `concurrency` of them at a time; first go on with those of an earlier run."""
+    by_key = {task.key: task for task in tasks}
+    queue: list[Batch] = []
+    for batch in open_batches(run.store.path("batches", run.teacher.name)):
+        if batch.file_id is None and not _file(run, batch).exists():
+            _note(run, batch, "dropped")
+            continue
+        queue.append(batch)
+        run.ledger.hold(batch.worst)
+        run.counts.in_flight += len(batch.requests)
+    _sweep(run, {batch.name for batch in queue})
+    taken = {key for batch in queue for key in batch.requests}
+    # A request of an earlier run may no longer be asked for (another split, another prompt): its answer is kept anyway.
+    resumed, fresh = iter(queue), deque(task for task in tasks if task.key not in taken)
+    planning = asyncio.Lock()  # or all workers would take turns at the queue and each get a fragment
+    async with asyncio.TaskGroup() as group:
+        for _ in range(run.teacher.concurrency):
+            group.create_task(_work(run, resumed, fresh, by_key, planning))
+    if fresh and not run.stopping.is_set():
+        run.stop(BUDGET_REACHED)
+
+
+async def _work(
+    run: Run, resumed: Iterator[Batch], fresh: deque[Task], by_key: dict[str, Task], planning: asyncio.Lock
+) -> None:
+    try:
+        for batch in resumed:
+            await _carry_out(run, batch, by_key)
+        while not run.stopping.is_set():
+            async with planning:
+                batch = await _plan(run, fresh)
+            if batch is None:
+                return
+            await _carry_out(run, batch, by_key)
+    except Stopped:
+        return
+    except Fault as fault:
+        run.stop(f"the batch API failed with {fault.what}; the same command goes on with its batches")
+
+
+async def _plan(run: Run, fresh: deque[Task]) -> Batch | None:
+    """Write the next batch's file, as large as number, bytes and budget allow; None when nothing is left that fits."""
+    batch = Batch(secrets.token_hex(8), {}, 0.0)
+    path, size = _file(run, batch), 0
+    with atomic_open(path) as out:
+        while fresh and len(batch.requests) < run.teacher.batch_requests and size < MAX_BYTES:
+            worst = price(run.teacher, run.worst(fresh[0]))
+            if run.stopping.is_set() or not run.ledger.fits(worst):
+                break
+            task = fresh.popleft()
+            run.ledger.hold(worst)
+            batch.worst += worst
+            try:
+                body = await asyncio.to_thread(body_of, run.teacher, task)
+            except FilmChanged as error:
+                run.store.fail(run.teacher, task.study, task.key, cost=0.0, what=str(error))
+                run.gave_up(task, str(error))
+                continue
+            line = dump_line(
+                {"custom_id": task.key, "method": "POST", "url": "/v1/chat/completions", "body": body}
+            )  # fmt: skip
+            size += out.write(line)
+            batch.requests[task.key] = task.study
+    if not batch.requests or run.stopping.is_set():
+        path.unlink()
+        run.ledger.settle_hold(batch.worst, 0.0)
+        return None
+    _note(run, batch, "planned", requests=batch.requests, worst=batch.worst)
+    run.counts.in_flight += len(batch.requests)
+    return batch
+
+
+async def _carry_out(run: Run, batch: Batch, by_key: dict[str, Task]) -> None:
+    spent = 0.0
+    if batch.batch_id is None:
+        await _submit(run, batch)
+    while True:
+        seen = await _call(run, lambda: _retrieve(run, batch))
+        if seen.status in ENDED:
+            break
+        await run.sleep(run.teacher.batch_poll_s)
+    for file_id in (seen.output_file_id, seen.error_file_id):
+        if file_id:
+            content = await _call(run, lambda file_id=file_id: run.client.files.content(file_id))
+            spent += _read_back(run, batch, content.content, by_key)
+    missing = [key for key in batch.requests if run.store.get(run.teacher.name, key) is None]
+    # Said before the note: after it the batch is forgotten.
+    for key in missing:
+        what = f"batch {seen.status}, no answer to this request"
+        run.store.fail(run.teacher, batch.requests[key], key, cost=0.0, what=what)
+    run.counts.failed += len(missing)
+    run.counts.in_flight -= len(batch.requests)
+    run.ledger.settle_hold(batch.worst, spent)
+    _note(run, batch, "read", status=seen.status, missing=len(missing))
+    _file(run, batch).unlink(missing_ok=True)
+    await _delete(run, batch, seen)
+    if seen.status == "failed" or len(missing) == len(batch.requests):
+        code = next((one.code for one in (seen.errors.data if seen.errors else None) or [] if one.code), "no code")
+        run.stop(f"batch {batch.batch_id} {seen.status} ({code}) without an answer; the next run asks its films again")
+
+
+async def _submit(run: Run, batch: Batch) -> None:
+    if batch.file_id is None:
+        path = _file(run, batch)
+        # The client reads the file itself, in another thread.
+        made = await _call(run, lambda: run.client.files.create(file=path, purpose="batch"))
+        batch.file_id = made.id
+        _note(run, batch, "uploaded", file_id=made.id)
+
+    async def create() -> Any:
+        # Creating is not idempotent: after a crash or a lost response the batch may be there already.
+        return await _find(run, batch) or await run.client.batches.create(
+            input_file_id=batch.file_id,
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+            metadata={LABEL: batch.name},
+        )
+
+    made = await _call(run, create)
+    batch.batch_id = made.id
+    _note(run, batch, "submitted", batch_id=made.id)
+    run.display.say(f"{run.teacher.name}: batch {made.id} with {len(batch.requests)} requests submitted")
+
+
+async def _retrieve(run: Run, batch: Batch) -> Any:
+    try:
+        return await run.client.batches.retrieve(batch.batch_id)
+    except openai.NotFoundError:
+        # Forgetting it would ask (and pay) again, and it may be base_url that is wrong.
+        path = run.store.path("batches", run.teacher.name)
+        what = f"HTTP 404: batch {batch.batch_id} is not known there; check base_url, or, if it is gone for good,"
+        raise Fault("stop", f"{what} take the lines of {batch.name} out of {path}") from None
+
+
+async def _find(run: Run, batch: Batch) -> Any:
+    try:
+        page = await run.client.batches.list(limit=100)
+    except openai.NotFoundError:  # not every compatible API lists batches
+        return None
+    return next((one for one in page.data if (one.metadata or {}).get(LABEL) == batch.name), None)
+
+
+def _read_back(run: Run, batch: Batch, content: bytes, by_key: dict[str, Task]) -> float:
+    """Store every answer of a result file that is not stored yet; return what they cost together."""
+    spent = 0.0
+    for raw in without_key(content.decode("utf-8", "replace"), run.key).split("\n"):
+        if not raw.strip():
+            continue
+        try:
+            line = json.loads(raw)
+            key, response = line["custom_id"], line.get("response") or {}
+            status, body = response.get("status_code"), response.get("body")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # a request without an answer: counted as missing
+        if key not in batch.requests or run.store.get(run.teacher.name, key) is not None:
+            continue
+        task = by_key.get(key) or Task(key, batch.requests[key], "", ())
+        if status == 200:
+            try:
+                whole = parse_body(json.dumps(body))
+                answer = make_answer(run, task, classify(whole), usage_of(whole))
+            except BrokenAnswer:
+                continue
+        elif status == 400 and is_filter_error(body):
+            answer = filtered_answer(run, task, Fault("filtered", "HTTP 400 in a batch"))
+        else:
+            continue
+        run.store.add(run.teacher, task.study, answer, raw, batch=batch.batch_id, decoding=run.teacher.decoding)
+        if key in by_key:
+            run.counts.add(answer)
+        spent += answer.cost
+    return spent
+
+
+async def _delete(run: Run, batch: Batch, seen: Any) -> None:
+    left = []
+    for file_id in (batch.file_id, seen.output_file_id, seen.error_file_id):
+        if file_id:
+            try:
+                await _call(run, lambda file_id=file_id: run.client.files.delete(file_id))
+            except (Fault, Stopped):
+                left.append(file_id)
+    if left:
+        run.display.say(f"{run.teacher.name}: could not delete at the provider: {', '.join(left)}; delete them there")
+
+
+async def _call(run: Run, ask: Callable[[], Awaitable[T]]) -> T:
+    """One call of the batch API with the teacher's retries; a Fault "stop" stops the teacher."""
+
+    async def attempt() -> T:
+        await run.turn(0)
+        try:
+            return await ask()
+        except Exception as error:
+            fault = error if isinstance(error, Fault) else fault_of(error, run.teacher, run.key)
+            run.note_fault(fault)
+            raise fault from None
+
+    try:
+        return await run.retrying(attempt)
+    except Fault as fault:
+        if fault.kind == "stop":
+            raise Stopped from None
+        raise
+
+
+def _sweep(run: Run, names: set[str]) -> None:
+    """Remove request files, which hold films, that an interruption left behind before they belonged to a batch."""
+    for path in run.store.path("batches", run.teacher.name).with_suffix("").glob("*"):
+        if path.stem not in names:
+            path.unlink()
+
+
+def _file(run: Run, batch: Batch) -> Path:
+    return run.store.path("batches", run.teacher.name).with_suffix("") / f"{batch.name}.jsonl"
+
+
+def _note(run: Run, batch: Batch, event: str, **more: object) -> None:
+    append_jsonl(run.store.path("batches", run.teacher.name), {"batch": batch.name, "event": event, **more})
