@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.utils.checkpoint
+import transformers.modeling_utils
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +116,7 @@ def train(student, rows, out, *, stage="critique", model_kwargs=None, **flags):
     from swift.pipelines import rlhf_main, sft_main
 
     before, checkpoint = dict(os.environ), torch.utils.checkpoint.checkpoint
+    theirs = transformers.modeling_utils.checkpoint
     try:
         main = rlhf_main if stage == "critique" else sft_main
         main(arguments(student, rows, out, stage, model_kwargs, flags))
@@ -123,6 +125,7 @@ def train(student, rows, out, *, stage="critique", model_kwargs=None, **flags):
         os.environ.clear()
         os.environ.update(before)
         torch.utils.checkpoint.checkpoint = checkpoint
+        transformers.modeling_utils.checkpoint = theirs
     return read_logs(out)
 
 
