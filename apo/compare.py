@@ -27,7 +27,7 @@ from pathlib import Path
 from apo import consensus
 from apo.consensus import COMPOSES, NEEDS_MODEL, STRATEGIES, Answer, SelfPrompt, self_prompt, study_rng
 from data import checkpoints
-from data.errors import UserError, run_cli
+from data.errors import UserError, refuse_below_one, run_cli
 from data.files import append_jsonl, read_jsonl, sha256_file
 from data.records import PLACEHOLDER, image_paths, image_problems, read_studies, root_of, write_studies
 
@@ -189,10 +189,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--allow-failures", action="store_true", help="self: exit 0 even if some generations failed")
     args = parser.parse_args(argv)
-    for name in ("max_new_tokens", "batch_size", "max_length"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    refuse_below_one(args, "max_new_tokens", "batch_size", "max_length")
     if args.temperature < 0:
         raise UserError(f"--temperature {args.temperature}: must not be negative")
     args.shard = parse_shard(args.shard)

@@ -79,20 +79,27 @@ def selected_logps(
 
 
 @contextmanager
-def logps_head(model: nn.Module, index: torch.Tensor, targets: torch.Tensor, chunk_size: int) -> Iterator[None]:
-    """Within this context a forward pass of `model` returns token log-probs as `logits`, shape [1, K, 1]."""
-    module = model.get_output_embeddings()
-    original = module.forward
-    was_patched = "forward" in vars(module)
-
-    def forward(hidden: torch.Tensor) -> torch.Tensor:
-        return selected_logps(original, hidden, index, targets, chunk_size)[None, :, None]
-
+def swapped_forward(module: nn.Module, forward: Callable) -> Iterator[None]:
+    """Within this context `module` computes `forward`; afterwards what it had before, instance attribute or none."""
+    before = vars(module).get("forward")
     module.forward = forward
     try:
         yield
     finally:
-        if was_patched:
-            module.forward = original
-        else:
+        if before is None:
             del module.forward
+        else:
+            module.forward = before
+
+
+@contextmanager
+def logps_head(model: nn.Module, index: torch.Tensor, targets: torch.Tensor, chunk_size: int) -> Iterator[None]:
+    """Within this context a forward pass of `model` returns token log-probs as `logits`, shape [1, K, 1]."""
+    module = model.get_output_embeddings()
+    original = module.forward
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        return selected_logps(original, hidden, index, targets, chunk_size)[None, :, None]
+
+    with swapped_forward(module, forward):
+        yield

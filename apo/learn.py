@@ -36,15 +36,6 @@ class LearnTrainer(Seq2SeqTrainer):
             return self._prepare_input(inputs)
         return super()._prepare_inputs(inputs)
 
-    def get_batch_samples(self, *args, **kwargs):
-        samples, _ = super().get_batch_samples(*args, **kwargs)
-        for sample in samples:
-            if group.BATCH_KEY in sample:
-                # transformers counts what is trained on in `labels`, without the first, which nothing predicts.
-                targets = sample[group.BATCH_KEY]["targets"]
-                sample["labels"] = torch.cat([targets.new_tensor([-100]), targets])[None]
-        return samples, self._get_num_items_in_batch(samples, self.args.device)
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if group.BATCH_KEY not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

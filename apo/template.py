@@ -60,7 +60,11 @@ class GroupTemplateMixin:
 
     def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Any]:
         if self._are_groups(batch):
-            return group.collate(self, batch, options.resolve())
+            inputs = group.collate(self, batch, options.resolve())
+            # transformers counts what a step trains on in `labels`, without the first, which nothing predicts.
+            targets = inputs[group.BATCH_KEY]["targets"]
+            inputs["labels"] = torch.cat([targets.new_tensor([-100]), targets])[None]
+            return inputs
         return super()._data_collator(batch, padding_to=padding_to)
 
     def print_inputs(self, inputs: dict[str, Any]) -> None:

@@ -26,14 +26,18 @@ LOSS_TYPE = "plackett_luce"
 logger = get_logger()
 
 
+def loss_types(args) -> list[str]:
+    """--loss_type as a list, whether one or several were given."""
+    return args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
+
+
 def check_arguments(args, template) -> None:
     """Refuse what the objective cannot be combined with, before any step.
 
     Raises:
         ValueError: the setting, the reason and the flag to change.
     """
-    loss_types = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
-    if loss_types != [LOSS_TYPE]:
+    if loss_types(args) != [LOSS_TYPE]:
         raise ValueError(f"--loss_type {LOSS_TYPE} stands alone; a likelihood term on the consensus is --rpo_alpha")
     if not args.beta or args.beta <= 0:
         raise ValueError(f"--beta must be positive, got {args.beta}")
@@ -52,15 +56,13 @@ class APOTrainer(DPOTrainer):
 
     def __init__(self, model=None, ref_model=None, *_args, **kwargs):
         args, template = kwargs["args"], kwargs["template"]
-        loss_types = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
-        self.groups = LOSS_TYPE in loss_types
+        self.groups = LOSS_TYPE in loss_types(args)
         if self.groups:
             check_arguments(args, template)
             self.options = options.resolve()
         super().__init__(model, ref_model, *_args, **kwargs)
         if self.groups:
-            models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
-            self.attention = settle_attention(models, self.options)
+            self.attention = settle_attention(self._models(), self.options)
             self._settle_vision()
             self.cache = self._open_cache()
             if self.is_world_process_zero():
@@ -75,12 +77,12 @@ class APOTrainer(DPOTrainer):
                     vision_encodes_shared_with_reference=bool(self.shared_towers),
                 )
 
+    def _models(self) -> list[nn.Module]:
+        """The policy and, if it is a copy of its own, the reference, without their distributed wrappers."""
+        return [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
+
     def _settle_vision(self) -> None:
-        towers = []
-        for model in (self.model, self.ref_model):
-            if model is not None:
-                tower = getattr(self.accelerator.unwrap_model(model), "visual", None)
-                towers.append(tower)
+        towers = [getattr(model, "visual", None) for model in self._models()]
         shareable = self.options.one_look and all(tower is not None and is_frozen(tower) for tower in towers)
         shareable = shareable and not self.ref_adapter_name and all(same_weights(towers[0], t) for t in towers[1:])
         self.shared_towers = towers if shareable else []
@@ -123,7 +125,7 @@ class APOTrainer(DPOTrainer):
     def _open_cache(self) -> ReferenceCache | None:
         if not self.options.cache_dir:
             return None
-        reference = self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model)
+        reference = self._models()[-1]
         parameters = reference_parameters(reference, self.ref_adapter_name)
         identity = {
             "weights": weights_digest(parameters),
@@ -150,9 +152,7 @@ class APOTrainer(DPOTrainer):
 
     def _fill_cache(self) -> TrainOutput:
         """Compute and verify the reference log-probs of all training and validation rows; each rank takes its share."""
-        self.template.register_post_encode_hook(
-            [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
-        )
+        self.template.register_post_encode_hook(self._models())
         if self.ref_model is None:
             self.accelerator.unwrap_model(self.model).to(self.args.device)  # training would have done so later
         loaders = [self.get_train_dataloader()]

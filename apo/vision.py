@@ -1,10 +1,12 @@
 """One look at the film: a frozen vision tower runs once for policy and reference together."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
+
+from apo.head import swapped_forward
 
 
 def is_frozen(module: nn.Module) -> bool:
@@ -33,7 +35,6 @@ def one_look(towers: list[nn.Module]) -> Iterator[None]:
     pixels are equal is checked here, value by value.
     """
     last = {}
-    originals = [(tower, tower.forward, "forward" in vars(tower)) for tower in towers]
 
     def memoised(original):
         def forward(pixels, grid_thw, *args, **kwargs):
@@ -44,13 +45,7 @@ def one_look(towers: list[nn.Module]) -> Iterator[None]:
 
         return forward
 
-    for tower, original, _ in originals:
-        tower.forward = memoised(original)
-    try:
+    with ExitStack() as stack:
+        for tower in towers:
+            stack.enter_context(swapped_forward(tower, memoised(tower.forward)))
         yield
-    finally:
-        for tower, original, was_patched in originals:
-            if was_patched:
-                tower.forward = original
-            else:
-                del tower.forward

@@ -36,6 +36,14 @@ class Problems:
             raise UserError("\n  ".join([f"{self.path}: {self.count} problems{more}:", *self.first]))
 
 
+def refuse_below_one(args: object, *names: str) -> None:
+    """Raise UserError for the first of the named options of a command line that is given and below 1."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+
+
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run a command line's `main()` and leave the process with its exit status.
 

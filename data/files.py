@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -18,6 +19,17 @@ StrPath = str | os.PathLike[str]
 
 BUFFER = 1 << 20
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def exclusive(path: StrPath, message: str) -> Iterator[None]:
+    """Hold the lock file `path`, made if needed, while the block runs; UserError(message) if another process does."""
+    with open(path, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(message) from None
+        yield
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data.errors import UserError, run_cli
+from data.errors import UserError, refuse_below_one, run_cli
 from data.files import read_jsonl, sha256_file, write_atomic
 from data.findings import LABELS
 from data.records import read_studies
@@ -275,10 +275,7 @@ def main(argv=None) -> None:
     parser.add_argument("--seconds", nargs="*", action="extend", default=[], metavar="STAGE=SECONDS")
     parser.add_argument("--stages-file", help="stages.json of scripts/stages.py, for the seconds by stage")
     args = parser.parse_args(argv)
-    if args.resamples < 1:
-        raise UserError(f"--resamples {args.resamples}: must be at least 1")
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit {args.limit}: must be at least 1")
+    refuse_below_one(args, "resamples", "limit")
     files = named_files(args.predictions)
     everything = list(read_studies(args.studies))
     studies = split_of(everything, args.split)[: args.limit]

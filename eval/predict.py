@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from data import checkpoints
-from data.errors import UserError, run_cli
+from data.errors import UserError, refuse_below_one, run_cli
 from data.files import append_jsonl, read_jsonl, sha256_file, write_atomic
 from data.records import image_paths, image_problems, read_studies, root_of
 
@@ -132,10 +132,7 @@ def main(argv=None) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     parser.add_argument("--overwrite", action="store_true", help="begin again even if --out holds answers")
     args = parser.parse_args(argv)
-    for name in ("max_new_tokens", "batch_size", "limit"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    refuse_below_one(args, "max_new_tokens", "batch_size", "limit")
     info = checkpoints.describe(args.checkpoint, args.base)
     studies, image_root, shown = select(args.studies, args.split, args.image_root, args.limit)
     device = args.device or best_device()

@@ -17,7 +17,6 @@ The command's output goes to DIR/logs/NAME.log; DIR/stages.json keeps the second
 """
 
 import argparse
-import fcntl
 import hashlib
 import json
 import shlex
@@ -30,7 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.errors import UserError, run_cli  # noqa: E402
-from data.files import write_atomic  # noqa: E402
+from data.files import exclusive, write_atomic  # noqa: E402
 
 CONFIGS = (".yaml", ".yml", ".json")
 THEN = "--then"
@@ -79,11 +78,8 @@ def run_stage(
     outputs = outputs or [name]
     marker_file = out / ".stages" / f"{name}.json"
     marker_file.parent.mkdir(parents=True, exist_ok=True)
-    with open(marker_file.parent / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{out}: another run is at work there; wait for it or choose another --out") from None
+    busy = f"{out}: another run is at work there; wait for it or choose another --out"
+    with exclusive(marker_file.parent / "lock", busy):
         upstream = None
         if number:
             upstream = read_marker(out, chain[number - 1])

@@ -24,7 +24,7 @@ from data.collect.progress import Counts, Display, duration
 from data.collect.prompts import TEMPLATES
 from data.collect.settings import Config, read_config, read_key
 from data.collect.store import Store
-from data.errors import Problems, UserError, run_cli
+from data.errors import Problems, UserError, refuse_below_one, run_cli
 from data.files import write_atomic
 from data.records import STATUSES, root_of, write_studies
 
@@ -38,8 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N studies, for a trial")
     parser.add_argument("--dry-run", action="store_true", help="check everything, count and price it, send nothing")
     args = parser.parse_args(argv)
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit {args.limit}: must be at least 1")
+    refuse_below_one(args, "limit")
     return args
 
 

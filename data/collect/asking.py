@@ -203,6 +203,16 @@ async def _work(run: Run, queue: Iterator[Task]) -> None:
             return
 
 
+async def body_or_failure(run: Run, task: Task) -> dict | None:
+    """The request of a task; None, with the task given up and recorded, if its film changed during the run."""
+    try:
+        return await asyncio.to_thread(body_of, run.teacher, task)
+    except FilmChanged as error:
+        run.store.fail(run.teacher, task.study, task.key, cost=0.0, what=str(error))
+        run.gave_up(task, str(error))
+        return None
+
+
 async def _ask(run: Run, task: Task) -> None:
     start = time.monotonic()
     attempts = 0
@@ -212,11 +222,8 @@ async def _ask(run: Run, task: Task) -> None:
         attempts += 1
         return await _attempt(run, task, body, attempts)
 
-    try:
-        body = await asyncio.to_thread(body_of, run.teacher, task)
-    except FilmChanged as error:
-        run.store.fail(run.teacher, task.study, task.key, cost=0.0, what=str(error))
-        run.gave_up(task, str(error))
+    body = await body_or_failure(run, task)
+    if body is None:
         return
     try:
         answer, raw = await run.retrying(attempt)

@@ -21,13 +21,12 @@ from data.collect.asking import (
     Run,
     Stopped,
     Task,
-    body_of,
+    body_or_failure,
     filtered_answer,
     make_answer,
 )
 from data.collect.classify import BrokenAnswer, classify, is_filter_error, parse_body, usage_of
 from data.collect.endpoint import Fault, fault_of, without_key
-from data.collect.films import FilmChanged
 from data.collect.money import price
 from data.errors import UserError
 from data.files import append_jsonl, atomic_open, dump_line, read_jsonl
@@ -123,11 +122,8 @@ async def _plan(run: Run, fresh: deque[Task]) -> Batch | None:
             task = fresh.popleft()
             run.ledger.hold(worst)
             batch.worst += worst
-            try:
-                body = await asyncio.to_thread(body_of, run.teacher, task)
-            except FilmChanged as error:
-                run.store.fail(run.teacher, task.study, task.key, cost=0.0, what=str(error))
-                run.gave_up(task, str(error))
+            body = await body_or_failure(run, task)
+            if body is None:
                 continue
             line = dump_line(
                 {"custom_id": task.key, "method": "POST", "url": "/v1/chat/completions", "body": body}

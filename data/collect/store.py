@@ -7,7 +7,6 @@ STORE/films.jsonl           cache of film hashes
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import re
@@ -18,7 +17,7 @@ from typing import NamedTuple
 
 from data.collect.settings import Teacher
 from data.errors import UserError
-from data.files import append_jsonl, read_jsonl
+from data.files import append_jsonl, exclusive, read_jsonl
 
 
 class Answer(NamedTuple):
@@ -103,11 +102,9 @@ class Store:
             UserError: another run holds it: two would ask (and pay for) the same films twice.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"{self.folder}: another run is using this store; wait for it or stop it") from None
+        with exclusive(
+            self.folder / ".lock", f"{self.folder}: another run is using this store; wait for it or stop it"
+        ):
             yield
 
 

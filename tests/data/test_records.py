@@ -297,7 +297,7 @@ def test_image_root(tmp_path):
     Image.new("L", (9, 9)).save(films / "a.png")
     assert len(list(read_studies(path, image_root=films, check_images=True))) == 1
     assert "image root is not a folder" in refusal(path, image_root=tmp_path / "none")
-    assert image_paths(study(images=["x/y.png"]), "/root") == ["/root/x/y.png"]
+    assert image_paths(study(images=["x/y.png"]), "/store") == ["/store/x/y.png"]
 
 
 def test_links_are_followed_when_they_stay_inside_and_when_the_root_is_one(tmp_path):

@@ -57,55 +57,55 @@ def refusal(call, *arguments, **options):
 def test_sft_rows_are_one_for_each_ok_trajectory():
     one = study(texts=("A.", "B."))
     one["trajectories"].insert(1, refused_one())
-    assert sft_rows(one, "/root") == [
+    assert sft_rows(one, "/store") == [
         {
             "messages": [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": text}],
-            "images": ["/root/films/a.png"],
+            "images": ["/store/films/a.png"],
         }
         for text in ("A.", "B.")
     ]
-    assert sft_rows(study(texts=()), "/root") == []
+    assert sft_rows(study(texts=()), "/store") == []
 
 
 def test_apo_row_has_the_consensus_and_one_turn_for_each_negative():
     one = study(texts=("A.", "B."))
     one["trajectories"].append(refused_one())
-    assert apo_row(one, "/root") == {
+    assert apo_row(one, "/store") == {
         "messages": [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": "Left effusion, small."}],
         "negative_messages": [[{"role": "assistant", "content": "A."}], [{"role": "assistant", "content": "B."}]],
-        "images": ["/root/films/a.png"],
+        "images": ["/store/films/a.png"],
     }
 
 
 def test_apo_row_refuses_what_cannot_be_ranked():
     assert "study 's1': has no consensus; run scripts/compare.sh first, or drop it: --on-missing-consensus drop" in (
-        refusal(apo_row, study(consensus=None), "/root")
+        refusal(apo_row, study(consensus=None), "/store")
     )
     lonely = study(texts=(), trajectories=[refused_one()])
     assert "study 's1': has no ok trajectory, so no negative; collect one, or drop it: --on-missing-negative drop" in (
-        refusal(apo_row, lonely, "/root")
+        refusal(apo_row, lonely, "/store")
     )
     same = study(texts=("A.", " Left\neffusion,  small. ", "B."))
     assert "study 's1': the consensus equals the trajectory of 't2', which cannot be positive and negative at once" in (
-        refusal(apo_row, same, "/root")
+        refusal(apo_row, same, "/store")
     )
-    kept = apo_row(same, "/root", drop_identical=True)["negative_messages"]
+    kept = apo_row(same, "/store", drop_identical=True)["negative_messages"]
     assert [turns[0]["content"] for turns in kept] == ["A.", "B."]
     all_same = study(texts=("Left effusion, small.",))
     assert "every negative equals the consensus; drop the study: --on-missing-negative drop" in (
-        refusal(apo_row, all_same, "/root", drop_identical=True)
+        refusal(apo_row, all_same, "/store", drop_identical=True)
     )
 
 
 @pytest.mark.parametrize("text", ["Left effusion, small!", "Left effusion, smal", "left effusion, small."])
 def test_a_near_copy_of_the_consensus_is_a_negative(text):
-    assert len(apo_row(study(texts=(text,)), "/root")["negative_messages"]) == 1
+    assert len(apo_row(study(texts=(text,)), "/store")["negative_messages"]) == 1
 
 
 def test_equal_texts_are_found_whatever_their_white_space():
     words = ["The", "left", "costophrenic", "angle", "is", "blunted;", "the", "heart", "is", "normal."] * 8
     spread = study(texts=("\n\n" + "   \n".join(words),), consensus=" ".join(words))
-    assert "the consensus equals the trajectory of 't1'" in refusal(apo_row, spread, "/root")
+    assert "the consensus equals the trajectory of 't1'" in refusal(apo_row, spread, "/store")
 
 
 def test_write_sft_rows_and_counts(cohort, tmp_path):
