@@ -128,8 +128,8 @@ def build_student(
 def _scale_to_width(model) -> None:
     """Draw the weights anew with deviation 1 / sqrt(inputs); embeddings stay as they are.
 
-    transformers' 0.02 suits layers of thousands of inputs. At this width it leaves attention all but uniform, and the
-    student needed about twice as many films to read its first findings.
+    transformers' 0.02 suits layers of thousands of inputs. At this width it leaves attention all but uniform: after
+    4,000 films the consensus of unseen films cost 6.2 nats, with these weights 5.6 (one seed).
     """
     import torch
 
