@@ -94,10 +94,10 @@ stage critique --outputs "critique reference" -- env NPROC_PER_NODE=$RANKS \
 CRITIQUE=$(newest critique)
 
 # 6. Evaluate: both students answer the held-out films, and everyone is scored on the same films: students, teachers,
-#    consensus, and the majority class that never looks at a film. The wordiest teacher writes about 180 tokens; an answer
-#    that has not ended at 224 is running on, and what it says up to there is scored.
+#    consensus, and the majority class that never looks at a film. The wordiest teacher writes up to 140 tokens; an answer
+#    that has not ended at 160 is running on, and what it says up to there is scored.
 TEST=(--studies "$OUT/compare/studies.jsonl" --split test)
-ANSWER=(--image-root "$OUT/cohort" --max-new-tokens 224 --batch-size 50)
+ANSWER=(--image-root "$OUT/cohort" --max-new-tokens 160 --batch-size 50)
 ANSWERS=(--predictions "learn=$OUT/evaluate/learn.jsonl" --predictions "critique=$OUT/evaluate/critique.jsonl")
 stage evaluate --keep --outputs "evaluate results.json" -- \
     "$PYTHON" -P -m eval.predict "$LEARN" "${TEST[@]}" "${ANSWER[@]}" --out "$OUT/evaluate/learn.jsonl" --then \

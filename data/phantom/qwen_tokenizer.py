@@ -98,6 +98,11 @@ def _with_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
+# What the template itself puts around a conversation, and the two words of a yes/no question: a learnt vocabulary that
+# never saw them would spell them byte by byte.
+CHAT_WORDS = "system\nYou are a helpful assistant.\nuser\nassistant\nYes No yes no"
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE of at most `vocab_size` ids, added tokens included, learnt from `texts`.
 

@@ -211,6 +211,7 @@ def training_texts(studies: Path) -> list[str]:
     for study in read_studies(studies):
         if study["split"] != "train":
             continue
+        texts.append(qwen_tokenizer.CHAT_WORDS)
         texts.append(study["prompt"])
         texts.extend(t["text"] for t in study["trajectories"] if t["status"] == "ok")
         texts.extend(text for text in ((study.get("consensus") or {}).get("text"), study.get("report")) if text)

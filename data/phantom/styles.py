@@ -89,18 +89,26 @@ def pick(rng, *options):
     return options[int(rng.integers(len(options)))]
 
 
+def seldom(rng):
+    """True for one claim in five, whose sign is told as well.
+
+    Text is what a student of this size spends its time on: the simulated answers keep the forms of real ones and are
+    several times shorter.
+    """
+    return rng.random() < 0.2
+
+
 def _headings(claims, rng):
-    lines = [
-        pick(rng, "Looking at this chest X-ray, these are my observations:", "On this chest X-ray I can identify:")
-    ]
+    lines = [pick(rng, "My observations:", "On this X-ray:")]
     for claim in claims:
         w = words(claim, rng)
         if present(claim):
-            body = "- {severity}{side}{name} {is} present\n- {sign}"
-            body = body.format(**{**w, "sign": cap(w["sign"])})
-            lines.append(f"**{w['Name']}:**\n{body[:2]}{cap(body[2:])}")
+            body = cap("{severity}{side}{name}".format(**w))
+            if seldom(rng):
+                body += f"\n- {cap(w['sign'])}"
+            lines.append(f"**{w['Name']}:**\n- {body}")
         else:
-            lines.append("**{Name}:**\n- No {name} is seen".format(**w))
+            lines.append("**{Name}:**\n- No {name}".format(**w))
     return "\n\n".join(lines)
 
 
@@ -116,27 +124,28 @@ def _bullets(claims, rng):
 
 
 def _numbered_prose(claims, rng):
-    blocks = [pick(rng, "To assess the chest X-ray, key imaging features are checked:", "We go through the features:")]
+    blocks = [pick(rng, "Key imaging features are checked:", "We go through the features:")]
     for number, claim in enumerate(claims, 1):
         w = words(claim, rng)
         if present(claim):
-            text = "There {is} {a}{severity}{side}{name}, identified by {sign}."
+            text = "There {is} {a}{severity}{side}{name}" + (": {sign}." if seldom(rng) else ".")
         else:
-            text = pick(rng, "There is no {name}; {sign}.", "No {name} is identified.")
-        blocks.append(f"**{number}. {w['Name']}:** " + text.format(**w))
+            text = pick(rng, "There is no {name}", "No {name} is seen") + ("; {sign}." if seldom(rng) else ".")
+        blocks.append(f"**{number}.** " + text.format(**w))
     return "\n\n".join(blocks)
 
 
 def _verdicts(claims, rng):
-    lines = [pick(rng, "Based on the chest DR image, the findings are:", "Findings on the chest DR image:")]
+    lines = [pick(rng, "Chest DR image, findings:", "Findings:")]
     for claim in claims:
         w = words(claim, rng)
         where = f" ({w['side'].strip().title()})" if w["side"] else ""
         if present(claim):
             degree = w["severity"].strip() or "definite"
-            lines.append(f"* **{w['Name']}{where}:** Present, {degree}. {cap(w['sign'])}.")
+            more = f" {cap(w['sign'])}." if seldom(rng) else ""
+            lines.append(f"* {w['Name']}{where}: Present, {degree}.{more}")
         else:
-            lines.append(f"* **{w['Name']}:** Absent.")
+            lines.append(f"* {w['Name']}: Absent.")
     return "\n".join(lines)
 
 
@@ -156,7 +165,7 @@ def _plain(claims, rng):
 
 
 def _ticks(claims, rng):
-    lines = [pick(rng, "The chest X-ray (DR image) shows the following:", "Assessment of the chest X-ray:")]
+    lines = [pick(rng, "The image shows the following:", "Assessment:")]
     for claim in claims:
         w = words(claim, rng)
         name = cap(w["name"])
@@ -164,22 +173,23 @@ def _ticks(claims, rng):
             where = f"{w['side'].strip()}, " if w["side"] else ""
             degree = w["severity"].strip()
             seen = f"{where}{degree}" if degree else f"{where}seen"
-            lines.append(f"✔ **{name}**: present, {seen}; {w['sign']}.")
+            more = f"; {w['sign']}" if seldom(rng) else ""
+            lines.append(f"✔ **{name}**: present, {seen}{more}.")
         else:
             lines.append(f"✘ **{name}**: not seen.")
     shown = [NAMES[claim.label] for claim in claims if present(claim)]
-    tail = f"\n\n**Summary:** {cap(_and(shown))} on this film." if shown else ""
+    tail = f"\n\n**Summary:** {cap(_and(shown))} on this film." if shown and seldom(rng) else ""
     return lines[0] + "\n\n" + "\n".join(lines[1:]) + tail
 
 
 def _numbered(claims, rng):
-    lines = [pick(rng, "I'll keep this concise and objective.", "Here is what I see, point by point.")]
+    lines = [pick(rng, "Concise and objective.", "Here is what I see.")]
     for number, claim in enumerate(claims, 1):
         w = words(claim, rng)
         if present(claim):
-            text = (
-                "{name} {is} present {on}, {severity}in extent: {sign}" if w["severity"] else "{name} {is} present {on}"
-            )
+            text = "{name} {is} present {on}, {severity}in extent" if w["severity"] else "{name} {is} present {on}"
+            if seldom(rng):
+                text += ": {sign}"
             text = text.format(**w).replace(" ,", ",")
         else:
             text = "{name} {is} absent".format(**w)
