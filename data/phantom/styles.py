@@ -103,13 +103,11 @@ def _headings(claims, rng):
     for claim in claims:
         w = words(claim, rng)
         if present(claim):
-            body = cap("{severity}{side}{name}".format(**w))
-            if seldom(rng):
-                body += f"\n- {cap(w['sign'])}"
-            lines.append(f"**{w['Name']}:**\n- {body}")
+            more = f"\n- {cap(w['sign'])}" if seldom(rng) else ""
+            lines.append(f"**{w['Name']}:** " + (f"{w['severity']}{w['side']}".strip() or "present") + more)
         else:
-            lines.append("**{Name}:**\n- No {name}".format(**w))
-    return "\n\n".join(lines)
+            lines.append("**{Name}:** none".format(**w))
+    return "\n".join(lines)
 
 
 def _bullets(claims, rng):
@@ -117,69 +115,65 @@ def _bullets(claims, rng):
     for claim in claims:
         w = words(claim, rng)
         if present(claim):
-            lines.append(cap(pick(rng, "{severity}{side}{name}.", "{severity}{side}{name} noted.").format(**w)))
+            lines.append(cap(pick(rng, "{severity}{side}{name}", "{severity}{side}{name} noted").format(**w)))
         else:
-            lines.append("No {name}.".format(**w))
+            lines.append("No {name}".format(**w))
     return "\n- ".join(lines)
 
 
 def _numbered_prose(claims, rng):
-    blocks = [pick(rng, "Key imaging features are checked:", "We go through the features:")]
+    blocks = [pick(rng, "Key imaging features:", "We go through the features:")]
     for number, claim in enumerate(claims, 1):
         w = words(claim, rng)
         if present(claim):
             text = "There {is} {a}{severity}{side}{name}" + (": {sign}." if seldom(rng) else ".")
         else:
-            text = pick(rng, "There is no {name}", "No {name} is seen") + ("; {sign}." if seldom(rng) else ".")
-        blocks.append(f"**{number}.** " + text.format(**w))
-    return "\n\n".join(blocks)
+            text = pick(rng, "No {name}", "No {name} seen") + ("; {sign}." if rng.random() < 0.1 else ".")
+        blocks.append(f"{number}. " + text.format(**w))
+    return "\n".join(blocks)
 
 
 def _verdicts(claims, rng):
-    lines = [pick(rng, "Chest DR image, findings:", "Findings:")]
+    lines = [pick(rng, "Chest DR findings:", "Findings:")]
     for claim in claims:
         w = words(claim, rng)
-        where = f" ({w['side'].strip().title()})" if w["side"] else ""
         if present(claim):
-            degree = w["severity"].strip() or "definite"
+            where = f"{w['side'].strip()}, " if w["side"] else ""
             more = f" {cap(w['sign'])}." if seldom(rng) else ""
-            lines.append(f"* {w['Name']}{where}: Present, {degree}.{more}")
+            lines.append(f"* {w['Name']}: {where}{w['severity'].strip() or 'present'}.{more}")
         else:
-            lines.append(f"* {w['Name']}: Absent.")
+            lines.append(f"* {w['Name']}: absent.")
     return "\n".join(lines)
 
 
 def _plain(claims, rng):
-    start = pick(rng, "As far as this image shows, ", "From the image provided, ")
-    sentences, negatives = [], []
+    start = pick(rng, "As far as this image shows, ", "From the image, ")
+    parts, negatives = [], []
     for claim in [*claims, None]:
         if claim is not None and not present(claim):
             negatives.append(NAMES[claim.label])
             continue
         if negatives:
-            sentences.append(f"there is no {_and(negatives, 'or')}.")
+            parts.append(f"no {_and(negatives, 'or')}")
             negatives = []
         if claim is not None:
-            sentences.append("there {is} {a}{severity}{side}{name}.".format(**words(claim, rng)))
-    return start + " ".join([sentences[0], *map(cap, sentences[1:])]) if sentences else start + "nothing can be said."
+            parts.append("{severity}{side}{name}".format(**words(claim, rng)))
+    return start + ("; ".join(parts) or "nothing can be said") + "."
 
 
 def _ticks(claims, rng):
-    lines = [pick(rng, "The image shows the following:", "Assessment:")]
+    lines = [pick(rng, "The image shows:", "Assessment:")]
     for claim in claims:
         w = words(claim, rng)
-        name = cap(w["name"])
         if present(claim):
-            where = f"{w['side'].strip()}, " if w["side"] else ""
-            degree = w["severity"].strip()
-            seen = f"{where}{degree}" if degree else f"{where}seen"
+            seen = " ".join(f"{w['side']}{w['severity']}".split()) or "seen"
             more = f"; {w['sign']}" if seldom(rng) else ""
-            lines.append(f"✔ **{name}**: present, {seen}{more}.")
+            lines.append(f"✔ {cap(w['name'])}: {seen}{more}.")
         else:
-            lines.append(f"✘ **{name}**: not seen.")
+            lines.append(f"✘ {cap(w['name'])}: absent.")
     shown = [NAMES[claim.label] for claim in claims if present(claim)]
-    tail = f"\n\n**Summary:** {cap(_and(shown))} on this film." if shown and seldom(rng) else ""
-    return lines[0] + "\n\n" + "\n".join(lines[1:]) + tail
+    tail = f"\n**Summary:** {cap(_and(shown))}." if shown and seldom(rng) else ""
+    return "\n".join(lines) + tail
 
 
 def _numbered(claims, rng):
@@ -187,13 +181,15 @@ def _numbered(claims, rng):
     for number, claim in enumerate(claims, 1):
         w = words(claim, rng)
         if present(claim):
-            text = "{name} {is} present {on}, {severity}in extent" if w["severity"] else "{name} {is} present {on}"
-            if seldom(rng):
-                text += ": {sign}"
-            text = text.format(**w).replace(" ,", ",")
+            text = "{name} {on}, {severity}" if w["severity"] else "{name} present {on}"
+            text = (
+                " ".join((text + (": {sign}" if seldom(rng) else "")).format(**w).split())
+                .replace(" ,", ",")
+                .replace(" :", ":")
+            )
         else:
-            text = "{name} {is} absent".format(**w)
-        lines.append(f"{number}. {cap(' '.join(text.split()))}.")
+            text = "no {name}".format(**w)
+        lines.append(f"{number}. {cap(text)}.")
     return "\n".join(lines)
 
 
