@@ -8,14 +8,15 @@ at a label or a report. (`oracle` states the truth of phantom films, as an upper
 for which there is no consensus is written without one and counted.
 
 `self` keeps finished rows in FILE.partial.jsonl, so that an interrupted run goes on where it stopped; a row is used
-again only if checkpoint, prompt, films and decoding settings are the same. With --shard i/n only every n-th study is
-done and written (`cat` the shards together); the label-free strategies are fitted on all studies together and take
-seconds, so they are not sharded.
+again only if checkpoint, prompt, films and decoding settings are the same. --processes N runs N of them, one a GPU, on
+one machine and writes one FILE. Over several machines, --shard i/n does and writes only every n-th study (`cat` the
+shards together). The label-free strategies are fitted on all studies together, without a model: they take neither.
 """
 
 import argparse
 import hashlib
 import json
+import math
 import os
 import sys
 import time
@@ -24,12 +25,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from apo import consensus
+from apo import consensus, side_by_side
 from apo.consensus import COMPOSES, NEEDS_MODEL, STRATEGIES, Answer, SelfPrompt, self_prompt, study_rng
-from data import checkpoints
+from data import checkpoints, manifest
 from data.errors import UserError, refuse_below_one, run_cli
 from data.files import append_jsonl, read_jsonl, sha256_file
-from data.records import PLACEHOLDER, image_paths, image_problems, read_studies, root_of, write_studies
+from data.records import ALLOW_OUTSIDE, PLACEHOLDER, image_paths, read_studies, require_images, root_of, write_studies
+from scripts import doctor, machine
 
 Write = Callable[[Sequence[tuple[str, Sequence[str]]]], list[tuple[str, str]]]
 
@@ -165,6 +167,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="study file to write")
     parser.add_argument("--strategy", choices=tuple(STRATEGIES), default="self")
     parser.add_argument("--image-root", type=Path, help="what image paths are relative to (default: folder of STUDIES)")
+    parser.add_argument("--allow-outside", action="store_true", help=ALLOW_OUTSIDE)
     parser.add_argument(
         "--split",
         choices=("all", "train", "validate", "test"),
@@ -181,6 +184,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.0, help="self: 0 is greedy (default)")
     parser.add_argument("--batch-size", type=int, default=8, help="self: studies a forward pass (default: 8)")
     parser.add_argument("--shard", default="1/1", metavar="i/n", help="self: do every n-th study from the i-th on")
+    parser.add_argument("--processes", type=int, default=1, help="self: processes side by side, one a GPU (default: 1)")
     parser.add_argument(
         "--cut-off",
         choices=("fail", "keep"),
@@ -189,14 +193,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--allow-failures", action="store_true", help="self: exit 0 even if some generations failed")
     args = parser.parse_args(argv)
-    refuse_below_one(args, "max_new_tokens", "batch_size", "max_length")
-    if args.temperature < 0:
-        raise UserError(f"--temperature {args.temperature}: must not be negative")
+    refuse_below_one(args, "max_new_tokens", "batch_size", "max_length", "processes")
+    if not 0 <= args.temperature < math.inf:
+        raise UserError(f"--temperature {args.temperature}: must be a number and must not be negative")
     args.shard = parse_shard(args.shard)
     if args.strategy in NEEDS_MODEL and args.checkpoint == "-":
         raise UserError(f"--strategy {args.strategy} needs a checkpoint; give the Learn stage's checkpoint-N folder")
     if args.strategy not in NEEDS_MODEL and args.shard != (1, 1):
-        raise UserError(f"--shard: {args.strategy} is fitted on all studies together and takes seconds; leave it out")
+        raise UserError(f"--shard: {args.strategy} is fitted on all studies together, without a model; leave it out")
+    if args.strategy not in NEEDS_MODEL and args.processes > 1:
+        raise UserError(
+            f"--processes: {args.strategy} is fitted on all studies together, without a model; leave it out"
+        )
     if args.compose != "plain" and args.strategy not in COMPOSES:
         raise UserError(f"--compose {args.compose}: {args.strategy} does not compose its text; leave it out")
     if os.path.realpath(args.out) == os.path.realpath(args.studies):
@@ -206,19 +214,22 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    doctor.before("evaluate", args.out)
     if args.strategy in NEEDS_MODEL:
         info = checkpoints.describe(args.checkpoint, args.base)
     elif args.checkpoint != "-":
         print(f"note: {args.strategy} needs no model; {args.checkpoint} is not used")
     root = root_of(args.studies, args.image_root)
+    if args.processes > 1:
+        return run_side_by_side(args, sys.argv[1:] if argv is None else argv, root)
     studies = list(read_studies(args.studies, image_root=root))
     if not studies:
         raise UserError(f"{args.studies}: holds no study")
     i, n = args.shard
+    if not any(args.split in ("all", s["split"]) for s in studies):
+        raise UserError(f'{args.studies}: no study of split "{args.split}"; check --split')
     studies = studies[i - 1 :: n]
     chosen = [k for k, s in enumerate(studies) if args.split in ("all", s["split"])]
-    if not chosen:
-        raise UserError(f'{args.studies}: no study of split "{args.split}" in this shard; check --split and --shard')
     args.out.parent.mkdir(parents=True, exist_ok=True)
     failed: Counter = Counter()
     if args.strategy in NEEDS_MODEL:
@@ -228,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
         form = {"compose": args.compose} if args.strategy in COMPOSES else {}
         everything = STRATEGIES[args.strategy](studies, **form)
         results = [everything[k] for k in chosen]
-    if not any(results):
+    if chosen and not any(results):
         print(summary(args.strategy, [studies[k] for k in chosen], results, failed))
         raise UserError(f"{args.studies}: not one consensus could be made; nothing was written")
     replaced = sum(studies[k].get("consensus") is not None for k in chosen)
@@ -237,6 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         if result is not None:
             studies[k]["consensus"] = result
     write_studies(args.out, studies)
+    manifest.write(args.out, {"studies": args.studies}, made_with(args))
     print(summary(args.strategy, [studies[k] for k in chosen], results, failed))
     if args.strategy == "medoid":
         print(
@@ -257,11 +269,23 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def run_side_by_side(args: argparse.Namespace, argv: Sequence[str], root: str) -> int:
+    """`self` with args.processes processes; their exit status (0, or 1 if generations failed)."""
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    found = len(machine.gpus())
+    on_gpus = (args.device or ("cuda" if found else default_device())) == "cuda"
+    if on_gpus and 0 < found < args.processes:
+        raise UserError(f"--processes {args.processes}: this machine shows {found} GPUs; use at most as many")
+    status = side_by_side.run(argv, args.out, args.shard, args.processes, on_gpus=on_gpus)
+    count = side_by_side.put_together(args.out, args.processes)
+    manifest.write(args.out, {"studies": args.studies}, made_with(args))
+    print(f"written: {args.out} ({count} studies, image paths relative to {root})")
+    return status
+
+
 def run_self(args, info: dict, studies: list[dict], root: str, failed: Counter) -> list[dict | None]:
     """The `self` strategy with the student of `info`; counts failed generations by reason in `failed`."""
-    for study in studies:
-        for problem in image_problems(study, root):
-            raise UserError(f"{args.studies}: {problem}")
+    require_images(args.studies, studies, root, allow_outside=args.allow_outside)
     device = args.device or default_device()
 
     def student():
@@ -302,6 +326,18 @@ def run_self(args, info: dict, studies: list[dict], root: str, failed: Counter) 
             yield one
 
     return STRATEGIES["self"](studies, answer=answer)
+
+
+def made_with(args: argparse.Namespace) -> dict:
+    """What besides the studies the consensus depends on, for the manifest of the output."""
+    names = ["strategy", "split", "shard"]
+    names += ["compose"] if args.strategy in COMPOSES else []
+    if args.strategy not in NEEDS_MODEL:
+        return {name: getattr(args, name) for name in names}
+    names += ["seed", "temperature", "max_new_tokens", "max_length", "cut_off", "backend"]
+    return {name: getattr(args, name) for name in names} | {
+        "checkpoint": checkpoints.fingerprint(args.checkpoint, args.base)
+    }
 
 
 def default_device() -> str:

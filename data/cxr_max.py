@@ -184,12 +184,10 @@ def _store(out: StrPath) -> Iterator[sqlite3.Connection]:
         temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".cxr_max.", ignore_cleanup_errors=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another place") from error
-    before = os.environ.get("SQLITE_TMPDIR")
     with temporary as inside:
-        # Sorting spills beside the table, not to /tmp.
-        os.environ["SQLITE_TMPDIR"] = inside
         store = sqlite3.connect(os.path.join(inside, "texts.sqlite"), isolation_level=None)
         try:
+            _sort_in(store, inside)
             store.execute("PRAGMA journal_mode = OFF")
             store.execute("PRAGMA synchronous = OFF")
             store.execute("PRAGMA cache_size = -32768")  # 32 MiB
@@ -201,11 +199,21 @@ def _store(out: StrPath) -> Iterator[sqlite3.Connection]:
         except sqlite3.OperationalError as error:
             raise UserError(f"{out}: temporary file beside it: {error}; make room or choose another place") from error
         finally:
+            with contextlib.suppress(sqlite3.OperationalError):
+                store.execute("PRAGMA temp_store_directory = ''")
             store.close()
-            if before is None:
-                del os.environ["SQLITE_TMPDIR"]
-            else:
-                os.environ["SQLITE_TMPDIR"] = before
+
+
+def _sort_in(store: sqlite3.Connection, folder: str) -> None:
+    """Let sorting spill into `folder` and not into the system's temporary folder.
+
+    Not by SQLITE_TMPDIR: SQLite reads it when Python imports it, long before. A build without the pragma, which is
+    deprecated, sorts in memory.
+    """
+    quoted = folder.replace("'", "''")
+    store.execute(f"PRAGMA temp_store_directory = '{quoted}'")
+    if store.execute("PRAGMA temp_store_directory").fetchone() != (folder,):
+        store.execute("PRAGMA temp_store = MEMORY")
 
 
 def _fill(

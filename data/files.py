@@ -8,8 +8,9 @@ import json
 import math
 import os
 import secrets
+import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -159,6 +160,40 @@ def parse_line(raw: bytes, where: str) -> Any:
         raise UserError(f"{where}: {error}") from error
     except RecursionError as error:
         raise UserError(f"{where}: nested too deeply to read; write a flat record") from error
+
+
+@contextlib.contextmanager
+def first_places() -> Iterator[Callable[[str, int], int]]:
+    """Give a function (name, place) -> the place where that name was first seen, in memory that does not grow.
+
+    What is kept of a name is a hash of 16 bytes, in a temporary database that goes to disk past a few megabytes (to
+    SQLITE_TMPDIR, else the system's temporary folder) and is gone afterwards.
+
+    Raises:
+        UserError: no room there.
+    """
+    with contextlib.closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as names:
+
+        def run(command: str, values: tuple = ()) -> sqlite3.Cursor:
+            try:
+                return names.execute(command, values)
+            except sqlite3.OperationalError as error:
+                raise UserError(
+                    f"temporary database of study ids: {error}; make room in the temporary folder or set SQLITE_TMPDIR"
+                ) from error
+
+        run("PRAGMA journal_mode = OFF")
+        run("PRAGMA cache_size = -4096")  # 4 MiB
+        run("CREATE TABLE seen (name BLOB PRIMARY KEY, place INTEGER) WITHOUT ROWID")
+        run("BEGIN")
+
+        def first(name: str, place: int) -> int:
+            key = hashlib.blake2b(name.encode(), digest_size=16).digest()
+            if run("INSERT OR IGNORE INTO seen VALUES (?, ?)", (key, place)).rowcount:
+                return place
+            return run("SELECT place FROM seen WHERE name = ?", (key,)).fetchone()[0]
+
+        yield first
 
 
 def sha256_file(path: StrPath) -> str:

@@ -237,7 +237,7 @@ LEXICON: tuple[tuple[tuple[str, ...], int, bool, str, str], ...] = (
         True,
         "mediastin",
         rf"enlarged cardio-?mediastinum|mediastinal (?:widening|enlargement)|(?:widened|wide|enlarged|"
-        rf"prominent) (?:{_MEDIASTINUM}|{_CARDIOMEDIASTINAL})|"
+        rf"prominent) (?:(?:upper|superior) )?(?:{_MEDIASTINUM}|{_CARDIOMEDIASTINAL})|"
         rf"(?:widening|enlargement) of the (?:{_MEDIASTINUM}|{_CARDIOMEDIASTINAL})|"
         rf"(?:{_MEDIASTINUM}|{_CARDIOMEDIASTINAL}){_BE}(?: "
         rf"(?:mildly|moderately|slightly|markedly|not))* (?:widened|enlarged|wide)",
@@ -398,7 +398,7 @@ LEXICON: tuple[tuple[tuple[str, ...], int, bool, str, str], ...] = (
         False,
         "no ",
         r"(?<=no )(?:(?:acute|active|significant|other|additional|further) )*(?:abnormalit(?:y|ies)|"
-        r"findings?|abnormal findings?|patholog(?:y|ies))(?! (?:of|in|suggest|consistent|to|that|"
+        r"findings?|abnormal findings?|diseases?|patholog(?:y|ies))(?! (?:of|in|suggest|consistent|to|that|"
         r"support|for|at|on))",
     ),
     (
@@ -444,13 +444,13 @@ TRIGGERS: tuple[tuple[str, str, str], ...] = (
     (
         "drop",
         "rule|exclude|evaluat|assess|check|look|confirm|determine|monitor|screen|follow|surveillance|"
-        "recommend|history|status|risk|if |whether|r/o|symptoms|treat",
+        "recommend|history|status|risk|if |whether|r/o|symptoms|treat|removal",
         r"\b(?:to|please) (?:rule out|exclude|evaluate|assess|check|look|confirm|determine)\b(?: for|"
         r" whether)?|"
         r"\b(?:evaluat\w+|assess\w*|monitor\w*|screen\w*|follow-?up|surveillance|check) for\b|"
         r"\brecommend\w*\b|\b(?:past |prior |known |clinical )?history of\b|\brisk (?:of|for)\b|"
         r"\bif (?:there|clinical\w*|pneumonia|concern)\b|\bwhether\b|\br/o\b|\bsymptoms of\b|"
-        r"\btreat(?:ed|ment) for\b",
+        r"\btreat(?:ed|ment) for\b|\bremoval of\b",
     ),
     (
         "hedge_post",
@@ -461,6 +461,13 @@ TRIGGERS: tuple[tuple[str, str, str], ...] = (
         r"totally))*(?: be)? (?:excluded|ruled out|(?:exclude|rule out)(?=\s*(?:$|[,.;)])))\b|"
         r"\bis favou?red\b",
     ),
+    (
+        "hedge_pre",
+        "whether| if ",
+        r"\b(?:(?:is |it's )?not (?:clear|certain)|unclear|uncertain|(?:hard|difficult) to (?:say|tell))"
+        r" (?:whether|if)\b(?: there (?:is|are|was)| an?)*",
+    ),
+    ("hedge_both", "less likely", r"(?:\b(?:is|are|seems?) )?\bless likely(?: than)?\b"),
     (
         "hedge_pre",
         "exclud|rule out",
@@ -494,7 +501,7 @@ TRIGGERS: tuple[tuple[str, str, str], ...] = (
     (
         "neg_post",
         "no|n't|resolved|cleared|disappear|removed|ruled out|excluded|absent|negative|unlikely|\u2717|nil|false|clear",
-        r"(?:\b(?:is|are|was|were) )?\bno longer(?: [a-z]+)?|\b(?:has|have|had|was|were)(?: since|"
+        r"(?:\b(?:is|are|was|were) )?\bno longer(?! an?y?\b)(?: [a-z]+)?|\b(?:has|have|had|was|were)(?: since|"
         r" now| all)*(?: been)? removed\b|\b(?:has|have)(?: since| now| completely| largely|"
         r" fully)*(?: been)? (?:resolved|cleared|disappeared|ruled out|excluded)\b|"
         r"\b(?:is|are|was|were)(?: now| completely| fully)* resolved\b|\bresolved\b(?=[,.;)]| ?$)|"
@@ -576,7 +583,7 @@ TEXTBOOK = (
     r"commonly|generally|classically) (?:appears?|presents?|"
     r"seen|manifests?|shows?|causes?|indicates?|manifest|look)|(?:is|are) (?:typically|usually|"
     r"often|commonly|generally) |"
-    r"on an? (?:chest )?(?:x-?ray|radiograph|film), (?:this|these|it|they)|"
+    r"on an? (?:chest )?(?:x-?ray|radiograph|film), (?:this|these|it|they)|\bone (?:(?:can|should|must) )?looks?|"
     r"(?:this|it|which|these|they) (?:can|may|might)(?: also)? (?:cause|appear|partially|lead|"
     r"result|be caused|manifest|show|present)|"
     r"(?:would|should) (?:appear|look|show|be seen|include|typically|expect)|(?:can|may) (?:cause|"
@@ -618,6 +625,7 @@ NOT_A_SIDE = (
     r"(?<!greater )(?<!larger )(?<!more )(?<!less )(?<!worse )\b(?:than|unlike) (?:on |"
     r"in )?(?:the )?(?:left|right)(?: side| lung| one)?|"
     r"\b(?:is|are) both (?=absent|present|not|negative|normal|clear|seen)|"
+    r"\bin the right (?:clinical )?(?:setting|context)|"
     r"\b(?:left|right)(?: (?:upper|lower))? (?:atri\w+|ventric\w+|main-?stem\w*|heart|cardiac|"
     r"subclavian artery)|\bcavo-?atrial|"
     r"\b(?:left|right)(?: (?:lung|side|hemithorax|lobe|costophrenic angle))* (?:is|appears|"

@@ -237,6 +237,12 @@ def test_shards_cover_everything_once(studies, fake):
     assert sorted(ids) == [f"s{i}" for i in range(6)]
 
 
+def test_a_shard_without_a_study_of_the_split_is_written_as_it_is(studies, fake):
+    status, out = run(studies, "--split", "validate", "--shard", "1/3")  # s0 and s3: train and test
+    assert status == 0 and fake.asked == []
+    assert [r["id"] for r in load(out, studies.parent)] == ["s0", "s3"]
+
+
 @pytest.mark.parametrize(
     "flags, checkpoint, complaint",
     [
@@ -244,6 +250,7 @@ def test_shards_cover_everything_once(studies, fake):
         ([], "no/such/folder", "no such checkpoint"),
         (["--shard", "3/2"], "-", "i/n"),
         (["--strategy", "vote", "--shard", "1/2"], "-", "fitted on all studies"),
+        (["--strategy", "vote", "--processes", "2"], "-", "--processes: vote is fitted on all studies"),
         (["--strategy", "vote", "--batch-size", "0"], "-", "at least 1"),
         (["--strategy", "vote", "--temperature", "-1"], "-", "must not be negative"),
     ],

@@ -80,6 +80,30 @@ def test_dawid_skene_recovers_sensitivity_and_specificity():
     np.testing.assert_allclose(fit.posterior.sum(1), 1.0)
 
 
+@pytest.mark.filterwarnings("ignore")  # of pandas, for the library's use of it
+@pytest.mark.parametrize("seed", range(3))
+def test_without_its_prior_it_is_the_model_that_crowd_kit_fits(seed):
+    import pandas as pd
+    from crowdkit.aggregation import DawidSkene
+
+    rng = np.random.default_rng(seed)
+    _, votes = simulate(rng, 1500, rng.uniform(0.6, 0.95, 7), rng.uniform(0.6, 0.95, 7), 0.4, missing=0.1)
+    votes = votes[(votes >= 0).any(1)]
+    items, teachers = np.nonzero(votes >= 0)
+    theirs = DawidSkene(n_iter=500, tol=1e-8)
+    theirs.fit(pd.DataFrame({"task": items, "worker": teachers, "label": votes[items, teachers]}))
+    ours = fit_dawid_skene(votes, prior=(1e-9, 1e-9), iterations=500)
+    posterior = theirs.probas_[1].to_numpy()
+    # What is left is our pseudo-count of one study a class in the prevalence.
+    assert np.abs(ours.posterior[:, 1] - posterior).max() < 0.005
+    sensitivity = [theirs.errors_.loc[(teacher, 1), 1] for teacher in range(7)]
+    specificity = [theirs.errors_.loc[(teacher, 0), 0] for teacher in range(7)]
+    assert np.allclose(ours.confusion[:, 1, 1], sensitivity, atol=1e-3)
+    assert np.allclose(ours.confusion[:, 0, 0], specificity, atol=1e-3)
+    weighted = fit_dawid_skene(votes).posterior[:, 1]
+    assert ((weighted > 0.5) == (posterior > 0.5)).mean() > 0.995
+
+
 def test_one_em_step_by_hand():
     """Two teachers, one iteration, no prior to speak of: worked out on paper from the formulas of Dawid & Skene."""
     votes = np.array([[1, 1], [0, 0], [1, 0]], np.int8)

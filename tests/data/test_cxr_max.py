@@ -1,6 +1,7 @@
 import csv
 import gzip
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data import cxr_max
 from data.cxr_columns import TEACHERS, film_of, teacher_name
 from data.cxr_max import build, clean, main, refuses, status_of
 from data.cxr_source import hub_splits, open_source
 from data.errors import UserError
-from data.findings import is_refusal, read_labelled
+from data.findings import is_refusal
+from data.findings_score import read_labelled
 from data.mimic_cxr import PROMPT
 from data.phantom.cohort import plan
 from data.records import check_studies, read_studies
@@ -475,3 +478,20 @@ def test_from_clone_to_rows(root, clone):
     load(clone, root)
     counts = write_rows("sft", root.parent / "studies.jsonl", clone / "rows.jsonl", split="train", image_root=root)
     assert counts["rows"] == 12 and counts["trajectories"] == {"ok": 12, "refused": 2}
+
+
+def test_texts_are_sorted_on_the_disk_chosen_for_them(tmp_path):
+    def files():
+        fds = [os.path.join("/proc/self/fd", fd) for fd in os.listdir("/proc/self/fd")]
+        return [os.readlink(fd) for fd in fds if os.path.lexists(fd)]
+
+    with cxr_max._store(tmp_path / "it's here" / "out.jsonl") as store:
+        store.execute("PRAGMA cache_size = -100")
+        rows = ((str(number % 977), "x" * 300) for number in range(30_000))
+        store.executemany("INSERT INTO texts (teacher, text) VALUES (?, ?)", rows)
+        sorting = store.execute("SELECT teacher, text FROM texts ORDER BY text, teacher")
+        next(sorting)
+        spilled = [name for name in files() if "etilqs_" in name]
+        assert spilled and all(name.startswith(str(tmp_path)) for name in spilled)
+        sorting.close()
+    assert os.listdir(tmp_path / "it's here") == []

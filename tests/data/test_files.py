@@ -1,11 +1,17 @@
 import json
 import os
+import sqlite3
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from data.errors import Problems, UserError, run_cli
-from data.files import append_jsonl, atomic_open, dump_line, read_jsonl, sha256_file, write_atomic
+from data.files import append_jsonl, atomic_open, dump_line, first_places, read_jsonl, sha256_file, write_atomic
+
+ROOT = Path(__file__).parents[2]
 
 
 def lines(tmp_path, raw):
@@ -206,3 +212,46 @@ def test_rows_round_trip(tmp_path):
     path = lines(tmp_path, dump_line(row) * 2)
     assert [found for _, found in read_jsonl(path)] == [row, row]
     assert json.loads(path.read_bytes().splitlines()[0]) == row
+
+
+def test_first_places_tells_where_a_name_was_first():
+    with first_places() as first:
+        assert [first(name, place) for place, name in enumerate(["a", "b", "é", "a", "A", "é"])] == [0, 1, 2, 0, 4, 2]
+    with first_places() as first:
+        assert first("a", 7) == 7
+
+
+def test_many_names_leave_memory_for_disk():
+    # In a process of its own: SQLite reads the variable when it is imported.
+    program = """
+import os, resource
+from data.files import first_places
+with first_places() as first:
+    first("a", 0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert all(first(f"name {number}", number) == number for number in range(1, 300_000))
+    assert first("name 17", 300_000) == 17
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    fds = [os.path.join("/proc/self/fd", fd) for fd in os.listdir("/proc/self/fd")]
+    print(grown, [os.readlink(fd) for fd in fds if os.path.lexists(fd)])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    grown, files = done.stdout.split(maxsplit=1)
+    # A dict of as many names takes 40 MB.
+    assert int(grown) < 10_000 and "etilqs_" in files
+
+
+def test_no_room_for_the_names_is_a_clear_error(monkeypatch):
+    class Full:
+        def execute(self, command, values=()):
+            raise sqlite3.OperationalError("database or disk is full")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: Full())
+    with (
+        pytest.raises(UserError, match="disk is full; make room in the temporary folder or set SQLITE_TMPDIR"),
+        first_places(),
+    ):
+        pass

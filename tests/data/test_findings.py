@@ -1,19 +1,17 @@
 """The findings reader: forms of radiology text, spans, refusals, and the published case."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 
 from data import findings
-from data.errors import UserError
-from data.findings import LABELS, is_refusal, read_findings, read_labelled, score, summarise
+from data.findings import LABELS, is_refusal, read_findings, summarise
+from data.findings_score import TUNED, UNSEEN, read_labelled
 
-HERE = Path(__file__).parent
 CASE = Path(__file__).parents[3] / "shared/data/cxr_max_case/trajectories.jsonl"
-SENTENCES = read_labelled(HERE / "sentences.tsv")
-UNSEEN = read_labelled(HERE / "sentences_unseen.tsv")
+SENTENCES = [row for path in TUNED for row in read_labelled(path)]
+OTHERS = [row for path in UNSEEN for row in read_labelled(path)]
 
 # A refusal of the kind that real collections hold: status "stop", textbook text, words like "may appear as an opacity".
 REFUSAL = (
@@ -47,19 +45,7 @@ def test_the_heart_has_no_side(text):
     assert read(text) == {"Cardiomegaly": ("present", None)}
 
 
-def test_unseen_sentences_are_read_well():
-    total = score(UNSEEN)["all"]
-    assert total["f1"] > 0.95
-
-
-def test_score_counts_wrong_states_as_both_errors():
-    rows = [(1, "No effusion.", {"Pleural Effusion": ("present", None)}), (2, "Left effusion.", {})]
-    rows += [(3, "Left effusion.", {"Pleural Effusion": ("present", "right")})]
-    one = score(rows)["Pleural Effusion"]
-    assert (one["n"], one["precision"], one["recall"], one["side"]) == (2, 1 / 3, 1 / 2, 0.0)
-
-
-@pytest.mark.parametrize("text", [t for _, t, _ in SENTENCES + UNSEEN] + [REFUSAL])
+@pytest.mark.parametrize("text", [t for _, t, _ in SENTENCES + OTHERS] + [REFUSAL])
 def test_needles_lose_nothing(text, monkeypatch):
     def everything(rules):
         return rules[0], [("", (1 << len(rules[0])) - 1)]
@@ -81,7 +67,7 @@ def test_span_is_the_sentence_in_the_original_text():
 
 
 def test_spans_lie_within_any_text():
-    texts = [text for _, text, _ in SENTENCES + UNSEEN]
+    texts = [text for _, text, _ in SENTENCES + OTHERS]
     for text in [*texts, "\n\n".join(texts), "İ small left effusion. İİ No edema."]:
         for claim in read_findings(text):
             assert 0 <= claim.start < claim.end <= len(text)
@@ -159,20 +145,3 @@ def test_published_case():
     glm = [c for c in read_findings(texts["GLM-4.5V"])]
     assert {c.side for c in glm} == {"right", None}
     assert not any("is identified by" in texts["GLM-4.5V"][c.start : c.end] for c in glm)
-
-
-def test_score_command_prints_all_labels(capsys):
-    findings.main(["--score", str(HERE / "sentences.tsv")])
-    out = capsys.readouterr().out
-    for label in (*LABELS, "all"):
-        assert re.search(rf"^{label} +\d+ ", out, re.MULTILINE), label
-
-
-@pytest.mark.parametrize(
-    "row, complaint", [("No edema.\tOedema=absent", "14 labels"), ("No edema.", "no tab"), ("x\tEdema=no", "14 labels")]
-)
-def test_bad_labelled_row_is_named(tmp_path, row, complaint):
-    path = tmp_path / "rows.tsv"
-    path.write_text(f"# comment\n{row}\n")
-    with pytest.raises(UserError, match=rf"rows\.tsv:2: .*{complaint}"):
-        read_labelled(path)

@@ -1,0 +1,92 @@
+"""Compare with several processes: what each is told, and how their files become one. The processes are stand-ins."""
+
+import json
+import os
+import sys
+
+import pytest
+
+from apo import side_by_side
+from data.errors import UserError
+from data.records import read_studies
+
+# Takes its shard of the studies as apo.compare does; says what it was told.
+WORKER = """
+import json, os, sys
+words = sys.argv[1:]
+def last(name):
+    return words[len(words) - 1 - words[::-1].index(name) + 1]
+i, n = map(int, last("--shard").split("/"))
+print("gpu", os.environ.get("CUDA_VISIBLE_DEVICES"), "processes", last("--processes"))
+status = int(os.environ.get("STATUS_OF_%d" % i, 0))
+if status < 2:
+    rows = [json.loads(line) for line in open(words[0])][i - 1 :: n]
+    for row in rows:
+        row["consensus"] = {"text": "No edema.", "strategy": f"self {i}"}
+    open(last("--out"), "w").writelines(json.dumps(row) + "\\n" for row in rows)
+sys.exit(status)
+"""
+
+
+@pytest.fixture
+def studies(tmp_path, monkeypatch):
+    monkeypatch.setattr(side_by_side, "COMMAND", (sys.executable, "-c", WORKER))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    path = tmp_path / "studies.jsonl"
+    rows = [
+        {"id": f"s{i}", "patient": "p", "source": "test", "split": "train", "images": ["f.png"], "prompt": "<image>",
+         "trajectories": []}
+        for i in range(7)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(studies, processes, *, shard=(1, 1), on_gpus=False):
+    out = studies.parent / "out.jsonl"
+    argv = [str(studies), "--processes", str(processes), "--shard", "1/1", "--out", str(out)]
+    return side_by_side.run(argv, out, shard, processes, on_gpus=on_gpus), out
+
+
+def test_every_study_is_done_once_and_in_order(studies, capsys):
+    status, out = run(studies, 3)
+    assert status == 0 and not out.exists()
+    assert side_by_side.put_together(out, 3) == 7
+    made = list(read_studies(out))
+    assert [study["id"] for study in made] == [f"s{i}" for i in range(7)]
+    assert [study["consensus"]["strategy"] for study in made] == [f"self {i % 3 + 1}" for i in range(7)]
+    assert sorted(os.listdir(out.parent)) == ["out.jsonl", "studies.jsonl"]
+    printed = capsys.readouterr().out.splitlines()
+    assert sorted(printed) == [f"[{k}/3] gpu None processes 1" for k in (1, 2, 3)]
+
+
+def test_a_shard_is_divided_further(studies):
+    run(studies, 2, shard=(2, 3))
+    out = studies.parent / "out.jsonl"
+    side_by_side.put_together(out, 2)
+    assert [study["id"] for study in read_studies(out)] == ["s1", "s4"]
+    parts = [side_by_side.shard_of((2, 3), number, 2) for number in (1, 2)]
+    covered = sorted(place for i, n in parts for place in range(i - 1, 60, n))
+    assert covered == list(range(1, 60, 3))
+
+
+@pytest.mark.parametrize("visible, given", [(None, ["0", "1"]), ("4,6", ["4", "6"])])
+def test_each_process_has_a_gpu_of_its_own(studies, monkeypatch, capsys, visible, given):
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    run(studies, 2, on_gpus=True)
+    printed = sorted(capsys.readouterr().out.splitlines())
+    assert [line.split()[2] for line in printed] == given
+
+
+def test_failed_generations_are_told_by_the_status(studies, monkeypatch):
+    monkeypatch.setenv("STATUS_OF_2", "1")
+    assert run(studies, 2)[0] == 1
+
+
+def test_a_process_that_ends_badly_is_named_and_nothing_is_put_together(studies, monkeypatch):
+    monkeypatch.setenv("STATUS_OF_2", "2")
+    with pytest.raises(UserError, match=r"of 2 processes these failed: 2 with status 2"):
+        run(studies, 2)
+    assert side_by_side.part_of(studies.parent / "out.jsonl", 1).exists()
+    assert not (studies.parent / "out.jsonl").exists()
