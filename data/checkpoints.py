@@ -7,6 +7,7 @@
 import argparse
 import hashlib
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -14,8 +15,12 @@ from pathlib import Path
 from data.errors import UserError, run_cli
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+WEIGHT_FILE = "model.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
+# Pickle runs code when it is loaded; named only to be refused.
+PICKLES = {WEIGHT_FILE: "pytorch_model.bin", ADAPTER_FILE: "adapter_model.bin"}
+# Set to 1 by who has read the Python files of a checkpoint; see SECURITY.md.
+TRUST = "AD_TRUST_REMOTE_CODE"
 # Files besides the weights that change what a checkpoint answers.
 IDENTITY_FILES = (
     "config.json",
@@ -58,7 +63,8 @@ def describe(path, base=None) -> dict:
     "stage": "learn" | "critique" | None}: `model` is the folder to load weights from (for an adapter its base, which
     may be a hub id); the last three come from ms-swift's args.json, None where there is none.
 
-    Raises UserError for a path that is no checkpoint, or one without weights, tokenizer or image processor.
+    Raises UserError for a path that is no checkpoint, one without weights, tokenizer or image processor, weights that
+    are cut off or pickled, or a folder that brings Python code of its own.
     """
     path = Path(path)
     if not path.exists():
@@ -73,7 +79,8 @@ def describe(path, base=None) -> dict:
     args = _json(path / "args.json") if (path / "args.json").is_file() else {}
     model = str(path)
     if adapter:
-        _need_any(path, ADAPTER_FILES, "adapter weights")
+        _check_weights(path, [ADAPTER_FILE], "adapter weights")
+        _refuse_code(path)
         model = str(
             base or args.get("model") or _json(path / "adapter_config.json").get("base_model_name_or_path") or ""
         )
@@ -126,18 +133,56 @@ def _steps(folder: Path) -> list[int]:
 def _check_model(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: not a model folder (no config.json)")
-    indices = [folder / f"{name}.index.json" for name in WEIGHT_FILES]
-    index = next((p for p in indices if p.is_file()), None)
-    if index is None:
-        _need_any(folder, WEIGHT_FILES, "weights")
-    else:
-        missing = sorted({s for s in _json(index).get("weight_map", {}).values() if not (folder / s).is_file()})
+    index = folder / f"{WEIGHT_FILE}.index.json"
+    shards = [WEIGHT_FILE]
+    if index.is_file():
+        shards = sorted(set(_json(index).get("weight_map", {}).values()))
+        if not shards or any(not isinstance(name, str) or Path(name).name != name for name in shards):
+            raise UserError(f"{index}: names no weight files beside itself; the checkpoint is damaged")
+        missing = [name for name in shards if not (folder / name).is_file()]
         if missing:
             raise UserError(
                 f"{folder}: weight file {missing[0]} is missing ({len(missing)} in all); copy it completely"
             )
+    _check_weights(folder, shards, "weights")
+    _refuse_code(folder)
     _need_any(folder, TOKENIZER_FILES, "tokenizer")
     _need_any(folder, ("preprocessor_config.json", "processor_config.json"), "image processor")
+
+
+def _check_weights(folder: Path, names: list[str], what: str) -> None:
+    """Refuse pickled and cut-off weights by names and headers alone, whatever their size."""
+    from safetensors import SafetensorError, safe_open
+
+    for name in names:
+        if name in PICKLES and not (folder / name).is_file():
+            pickled = [PICKLES[name], f"{PICKLES[name]}.index.json"]
+            if any((folder / other).is_file() for other in pickled):
+                raise UserError(
+                    f"{folder}: its {what} are a pickle ({PICKLES[name]}), which may run code when loaded; "
+                    f"save them as {name} (safe_serialization=True)"
+                )
+            _need_any(folder, (name,), what)
+        try:
+            with safe_open(folder / name, "numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            why = str(error).splitlines()[0]
+            raise UserError(
+                f"{folder / name}: damaged or cut off ({why}); copy or download it again, or train anew"
+            ) from None
+
+
+def _refuse_code(folder: Path) -> None:
+    """Refuse `auto_map`: ms-swift loads every model so that the Python file named there would run."""
+    if os.environ.get(TRUST) == "1":
+        return
+    for path in sorted(folder.glob("*config.json")):
+        if "auto_map" in _json(path):
+            raise UserError(
+                f"{path}: auto_map names Python code that loading would run; take auto_map out, or, having read that "
+                f"code, set {TRUST}=1"
+            )
 
 
 def _need_any(folder: Path, names, what: str) -> None:

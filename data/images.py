@@ -39,7 +39,10 @@ def file_problem(path: str, root: StrPath) -> str | None:
         real = os.path.realpath(real)
     top = _real_folder(os.fspath(root))
     if not real.startswith(top.rstrip(os.sep) + os.sep):
-        return "is a link that leaves the image root; name the folder where the files really are as image root"
+        return (
+            "lies outside the image root (links followed); name the folder where the files really are as image root, "
+            "or pass --allow-outside"
+        )
     return None
 
 

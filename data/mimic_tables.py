@@ -213,8 +213,8 @@ def findings_of(codes: str) -> dict[str, dict[str, str]]:
     return {label: {"state": states[code]} for label, code in zip(LABELS, codes, strict=True) if code != "-"}
 
 
-def check_count(path: StrPath, what: str, got: int, published: int, partial: bool) -> bool:
-    """Whether a table is the whole published one. Says so on stderr for a part of it.
+def check_count(path: StrPath, what: str, got: int, published: int, partial: bool, told: str = "--partial") -> bool:
+    """Whether a table is the whole published one. Says so on stderr for a part of it; `told` is the option for that.
 
     Raises:
         UserError: it is nearly as long as the published one, or longer, so it is neither it nor a chosen part.
@@ -226,12 +226,12 @@ def check_count(path: StrPath, what: str, got: int, published: int, partial: boo
             f"note: {path}: {got} of {published} {what}; a partial table, its counts are not checked", file=sys.stderr
         )
         return False
-    raise UserError(_unlike(path, what, got, published))
+    raise UserError(_unlike(path, what, got, published, told))
 
 
-def _unlike(path: StrPath, what: str, got: int, published: int) -> str:
+def _unlike(path: StrPath, what: str, got: int, published: int, told: str = "--partial") -> str:
     return (
-        f"{path}: {got} {what} where the published table has {published}; download it again, or say --partial if it "
+        f"{path}: {got} {what} where the published table has {published}; download it again, or say {told} if it "
         "was cut on purpose"
     )
 

@@ -8,11 +8,11 @@ import difflib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from data.errors import Problems, UserError, run_cli
-from data.files import StrPath, atomic_open, dump_line, read_jsonl
+from data.files import StrPath, atomic_open, dump_line, first_places, read_jsonl
 from data.findings_lexicon import LABELS
 from data.images import decode_problem, file_problem
 
@@ -28,6 +28,7 @@ REQUIRED = ("id", "patient", "source", "split", "images", "prompt", "trajectorie
 OPTIONAL = ("consensus", "report", "findings", "prior", "view")
 
 IMAGE_TAG = "<image>"
+ALLOW_OUTSIDE = "take images that a link inside the image root leads to outside of it"
 # What ms-swift replaces in a text (Template.special_tokens) or a tokenizer reads as one special token: inside a text it
 # would become an image that is not there, or the end of a turn.
 PLACEHOLDER = re.compile(
@@ -37,7 +38,7 @@ PLACEHOLDER = re.compile(
 
 
 def read_studies(path: StrPath, *, image_root: StrPath | None = None, check_images: bool = False) -> Iterator[dict]:
-    """Yield the checked study records of a JSONL file, one in memory at a time (ids apart).
+    """Yield the checked study records of a JSONL file, one in memory at a time.
 
     Args:
         image_root: folder that `images` are relative to; by default the folder of the file.
@@ -56,27 +57,32 @@ def numbered_studies(
     path: StrPath, *, on_error: Callable[[UserError], None] | None = None
 ) -> Iterator[tuple[int, dict]]:
     """Yield (line number, checked record); `on_error` takes a bad record's error instead of having it raised."""
-    seen: dict[str, int] = {}
-    for number, study in read_jsonl(path):
-        where = f"{path}:{number}"
-        try:
-            check_study(study, where=where)
-            first = seen.setdefault(study["id"], number)
-            if first != number:
-                raise UserError(f"{where}: study {study['id']!r} stands in line {first} already; give each its own id")
-        except UserError as error:
-            if on_error is None:
-                raise
-            on_error(error)
-        else:
-            yield number, study
+    with first_places() as first_place:
+        for number, study in read_jsonl(path):
+            where = f"{path}:{number}"
+            try:
+                check_study(study, where=where)
+                first = first_place(study["id"], number)
+                if first != number:
+                    raise UserError(
+                        f"{where}: study {study['id']!r} stands in line {first} already; give each its own id"
+                    )
+            except UserError as error:
+                if on_error is None:
+                    raise
+                on_error(error)
+            else:
+                yield number, study
 
 
-def check_studies(path: StrPath, *, image_root: StrPath | None = None, decode: bool = False) -> dict[str, Any]:
+def check_studies(
+    path: StrPath, *, image_root: StrPath | None = None, decode: bool = False, allow_outside: bool = False
+) -> dict[str, Any]:
     """Check every record and every image of a file and count what is in it.
 
     Args:
         decode: decode the images too, not only look whether each is there.
+        allow_outside: take images that links lead to outside the image root.
 
     Returns:
         {"studies", "splits": {split: n}, "trajectories": {status: n}, "consensus": n, "images": n}.
@@ -94,7 +100,7 @@ def check_studies(path: StrPath, *, image_root: StrPath | None = None, decode: b
         trajectories.update(one["status"] for one in study["trajectories"])
         consensus += study.get("consensus") is not None
         images += len(study["images"])
-        for problem in image_problems(study, root, decode=decode):
+        for problem in image_problems(study, root, decode=decode, allow_outside=allow_outside):
             problems.add(f"{path}:{number}: {problem}")
     problems.refuse()
     if not studies:
@@ -110,15 +116,13 @@ def check_studies(path: StrPath, *, image_root: StrPath | None = None, decode: b
 
 def write_studies(path: StrPath, studies: Iterable[dict]) -> int:
     """Check the records and replace `path` by them at once; return how many. A bad one leaves the old file alone."""
-    seen: set[str] = set()
     number = 0
-    with atomic_open(path) as out:
+    with first_places() as first_place, atomic_open(path) as out:
         for number, study in enumerate(studies, 1):
             where = f"{path}: record {number} to be written"
             check_study(study, where=where)
-            if study["id"] in seen:
+            if first_place(study["id"], number) != number:
                 raise UserError(f"{where}: study {study['id']!r} comes twice; give each its own id")
-            seen.add(study["id"])
             out.write(dump_line(study))
     return number
 
@@ -137,12 +141,28 @@ def image_paths(study: dict, root: StrPath) -> list[str]:
     return [os.path.join(os.path.abspath(root), *name.split("/")) for name in study["images"]]
 
 
-def image_problems(study: dict, root: StrPath, *, decode: bool = False) -> Iterator[str]:
-    """Yield "study ID: image PATH what; remedy" for each image of a study that cannot be used."""
+def image_problems(study: dict, root: StrPath, *, decode: bool = False, allow_outside: bool = False) -> Iterator[str]:
+    """Yield "study ID: image PATH what; remedy" for each image of a study that cannot be used.
+
+    Args:
+        allow_outside: take images that links lead to outside `root`.
+    """
     for path in image_paths(study, root):
-        problem = file_problem(path, root) or (decode_problem(path) if decode else None)
+        problem = file_problem(path, os.sep if allow_outside else root) or (decode_problem(path) if decode else None)
         if problem:
             yield f"study {study['id']!r}: image {path} {problem}"
+
+
+def require_images(path: StrPath, studies: Sequence[dict], root: StrPath, *, allow_outside: bool = False) -> None:
+    """Look for every image of the studies of `path`, and decode those of about 24 studies spread over them.
+
+    Raises:
+        UserError: "PATH: study ID: image ..." for the first image that cannot be used.
+    """
+    step = max(1, len(studies) // 24)
+    for place, study in enumerate(studies):
+        for problem in image_problems(study, root, decode=place % step == 0, allow_outside=allow_outside):
+            raise UserError(f"{path}: {problem}")
 
 
 def check_study(study: Any, *, where: str = "study record") -> dict:
@@ -348,8 +368,14 @@ def main() -> None:
     parser.add_argument("studies", help="study records, one JSON object a line")
     parser.add_argument("--image-root", help="folder that image paths start from (default: the folder of STUDIES)")
     parser.add_argument("--check-images", action="store_true", help="decode every image, not only look for the file")
+    parser.add_argument("--allow-outside", action="store_true", help=ALLOW_OUTSIDE)
     options = parser.parse_args()
-    counts = check_studies(options.studies, image_root=options.image_root, decode=options.check_images)
+    counts = check_studies(
+        options.studies,
+        image_root=options.image_root,
+        decode=options.check_images,
+        allow_outside=options.allow_outside,
+    )
     print(f"{options.studies}: {counts['studies']} studies, {counts['images']} images, {counts['consensus']} consensus")
     for name in ("splits", "trajectories"):
         print(f"{name}: " + (", ".join(f"{key} {n}" for key, n in sorted(counts[name].items())) or "none"))

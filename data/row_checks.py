@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from data.errors import Problems, UserError
@@ -18,6 +19,7 @@ COLUMNS = (
     "images",
     "positive_messages",
     "negative_messages",
+    "negative_weights",
     "rejected_response",
     "rejected_messages",
     "system",
@@ -29,13 +31,18 @@ COLUMNS = (
 ROLES = ("system", "user", "assistant", "tool", "tool_call", "tool_response")
 
 
-def check_rows(path: StrPath, kind: Kind, *, check_images: bool = False) -> dict[str, Any]:
+def check_rows(
+    path: StrPath, kind: Kind, *, check_images: bool = False, image_root: StrPath | None = None
+) -> dict[str, Any]:
     """Check a rows file that was made elsewhere, before anything is loaded.
 
     Accepted for "apo": `negative_messages` (a list of negatives, each a list of turns: the assistant turn alone, or a
     whole conversation with the prompt of `messages`), or for a single negative `rejected_response` (a string) or
     `rejected_messages`. Image paths are absolute, or relative to the environment variable ROOT_IMAGE_DIR or else the
     current folder, as ms-swift reads them.
+
+    Args:
+        image_root: folder that every image must lie in, links followed; by default they may lie anywhere.
 
     Returns:
         {"kind", "rows", "images", "unused_columns": {name: rows}} and for "apo" "negatives".
@@ -51,28 +58,46 @@ def check_rows(path: StrPath, kind: Kind, *, check_images: bool = False) -> dict
     for line, row in read_jsonl(path):
         rows += 1
         try:
-            unused.update(_check_columns(row))
-            _check_conversation(row["messages"], "messages")
-            found = _row_images(row)
-            images += len(found)
-            _check_tags(row, len(found))
-            if kind == "apo":
-                negatives += _check_negatives(row)
-            elif row.get("positive_messages") is not None:
-                _check_positives(row)
+            found = check_row(row, kind)
         except UserError as error:
             problems.add(f"{path}:{line}: {error}")
             continue
-        for image in found:
-            full = os.path.abspath(os.path.join(os.environ.get("ROOT_IMAGE_DIR", ""), image))
-            problem = file_problem(full, os.sep) or (decode_problem(full) if check_images else None)
-            if problem:
-                problems.add(f"{path}:{line}: image {full} {problem}")
+        unused.update(found["unused"])
+        images += len(found["images"])
+        negatives += found["negatives"]
+        for problem in row_image_problems(found["images"], image_root, decode=check_images):
+            problems.add(f"{path}:{line}: {problem}")
     problems.refuse()
     if not rows:
         raise UserError(f"{path}: holds no row; write one JSON object a line")
     counts = {"kind": kind, "rows": rows, "images": images, "unused_columns": dict(unused)}
     return counts | ({"negatives": negatives} if kind == "apo" else {})
+
+
+def check_row(row: Any, kind: Kind) -> dict[str, Any]:
+    """Check one row, the files of its images apart; {"unused": column names, "images": paths, "negatives": n}.
+
+    Raises:
+        UserError: "what; remedy" for the first thing that is wrong.
+    """
+    unused = _check_columns(row)
+    _check_conversation(row["messages"], "messages")
+    images = _row_images(row)
+    _check_tags(row, len(images))
+    negatives = _check_negatives(row) if kind == "apo" else 0
+    if kind == "sft" and row.get("positive_messages") is not None:
+        _check_positives(row)
+    return {"unused": unused, "images": images, "negatives": negatives}
+
+
+def row_image_problems(images: list[str], image_root: StrPath | None = None, *, decode: bool = False) -> Iterator[str]:
+    """Yield "image PATH what; remedy" for each image of a row that cannot be used or lies outside `image_root`."""
+    root = os.sep if image_root is None else os.path.abspath(image_root)
+    for image in images:
+        full = os.path.abspath(os.path.join(os.environ.get("ROOT_IMAGE_DIR", ""), image))
+        problem = file_problem(full, root) or (decode_problem(full) if decode else None)
+        if problem:
+            yield f"image {full} {problem}"
 
 
 def file_kind(path: StrPath) -> Literal["studies", "rows"]:
@@ -114,7 +139,8 @@ def _check_columns(row: Any) -> list[str]:
 
 def _near(key: str) -> bool:
     # "image", "negatives", "negative_message": ms-swift would drop these without a word, or read them otherwise.
-    return key.rstrip("s") in ("image", "message", "negative", "negative_message", "rejected", "rejected_message")
+    names = ("image", "message", "negative", "negative_message", "negative_weight", "rejected", "rejected_message")
+    return key.rstrip("s") in names
 
 
 def _check_conversation(turns: Any, name: str) -> None:
@@ -200,6 +226,7 @@ def _check_negatives(row: dict) -> int:
                 "negative_messages must be a list of lists: one list of turns for each negative, "
                 "[[{role: assistant, content: ...}], [{role: assistant, content: ...}]]"
             )
+    _check_weights(row, len(negatives))
     messages = row["messages"]
     if sum(turn["role"] == "assistant" for turn in messages) == len(messages):
         raise UserError("messages has no prompt; put the user's turn before the answer")
@@ -211,6 +238,21 @@ def _check_negatives(row: dict) -> int:
         if same_text(turns[-1]["content"], messages[-1]["content"]):
             raise UserError(f"{name}: equals the positive answer; take this negative out")
     return len(negatives)
+
+
+def _check_weights(row: dict, negatives: int) -> None:
+    """Check the weights of the negatives in the loss, if there are any: one finite number above 0 for each."""
+    weights = row.get("negative_weights")
+    if weights is None:
+        return
+    numbers = isinstance(weights, list) and all(
+        isinstance(w, (int, float)) and not isinstance(w, bool) and 0 < w < float("inf") for w in weights
+    )
+    if not numbers or len(weights) != negatives:
+        raise UserError(
+            f"negative_weights must be a list of {negatives} numbers above 0, one for each negative; mend it, or take "
+            "it out for weights of 1"
+        )
 
 
 def _rejected_response(response: Any) -> list[dict]:

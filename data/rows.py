@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from data.errors import Problems, UserError, run_cli
 from data.files import StrPath, atomic_open, dump, dump_line
-from data.records import SPLITS, did_you_mean, image_paths, image_problems, numbered_studies, root_of
+from data.records import ALLOW_OUTSIDE, SPLITS, did_you_mean, image_paths, image_problems, numbered_studies, root_of
 from data.row_checks import KINDS, Kind, check_rows, file_kind, same_text, turn
 
 __all__ = ["apo_row", "check_rows", "describe", "file_kind", "sft_rows", "shared_row", "write_rows"]
@@ -66,7 +66,9 @@ def apo_row(study: dict, root: StrPath, *, drop_identical: bool = False) -> dict
 
     Returns:
         {"messages": [user prompt, assistant consensus], "negative_messages": N >= 1 lists of one assistant turn,
-        "images": [absolute paths]}. The negatives' prompt and images are those of `messages`.
+        "images": [absolute paths]}. The negatives' prompt and images are those of `messages`. Where the consensus'
+        audit has "negative_weights" ({teacher: number above 0}; data/variants.py), "negative_weights": one for each
+        negative, 1 for a teacher that it does not name.
 
     Raises:
         UserError: there is no consensus, no negative, or a negative that equals the consensus.
@@ -86,11 +88,15 @@ def apo_row(study: dict, root: StrPath, *, drop_identical: bool = False) -> dict
     negatives = [one for one in negatives if one["teacher"] not in identical]
     if not negatives:
         raise UserError(f"{what}: every negative equals the consensus; drop the study: {NO_NEGATIVE_OPTION}")
-    return {
+    row = {
         "messages": [turn("user", study["prompt"]), turn("assistant", study["consensus"]["text"])],
         "negative_messages": [[turn("assistant", one["text"])] for one in negatives],
         "images": image_paths(study, root),
     }
+    weights = (study["consensus"].get("audit") or {}).get("negative_weights")
+    if weights:
+        row["negative_weights"] = [float(weights.get(one["teacher"], 1.0)) for one in negatives]
+    return row
 
 
 NO_CONSENSUS_OPTION = "--on-missing-consensus drop"
@@ -117,6 +123,7 @@ def write_rows(
     split: str,
     image_root: StrPath | None = None,
     check_images: bool = False,
+    allow_outside: bool = False,
     on_missing_consensus: Literal["error", "drop"] = "error",
     on_missing_negative: Literal["error", "drop"] = "error",
     on_identical: Literal["error", "drop-negative"] = "error",
@@ -130,13 +137,15 @@ def write_rows(
     study without an ok trajectory has no row and is counted.
 
     Args:
+        allow_outside: take images that links lead to outside the image root.
         allow_empty: write an empty file, instead of refusing, when there is no row for the split.
         share_prefix: "sft" only: one row a study with all its trajectories, not one row a trajectory.
 
     Returns:
         Counts: {"kind", "split", "out", "studies" (of the split), "other_splits": {split: n}, "rows",
         "trajectories": {status: n}, "set_aside": {reason: studies}, and for "apo" "negatives",
-        "negatives_per_row": {N: rows}, "identical_negatives" (left out), "duplicate_negatives" (kept)}.
+        "negatives_per_row": {N: rows}, "identical_negatives" (left out), "duplicate_negatives" (kept) and
+        "weighted_rows"}.
 
     Raises:
         UserError: lists the first ten problems as "FILE:LINE: study ID: what; remedy".
@@ -150,18 +159,18 @@ def write_rows(
     root = root_of(studies_path, image_root)
     problems = Problems(studies_path)
     splits, statuses, set_aside, sizes = Counter(), Counter(), Counter(), Counter()
-    rows = identical = duplicates = 0
+    rows = identical = duplicates = weighted = 0
     with atomic_open(out) as target:
         for line, study in numbered_studies(studies_path, on_error=problems.add):
             splits[study["split"]] += 1
             if study["split"] != split:
                 continue
             statuses.update(one["status"] for one in study["trajectories"])
-            reason = _set_aside(kind, study, on_missing_consensus, on_missing_negative, on_identical)
+            reason = set_aside_reason(kind, study, on_missing_consensus, on_missing_negative, on_identical)
             if reason:
                 set_aside[reason] += 1
                 continue
-            for problem in image_problems(study, root, decode=check_images):
+            for problem in image_problems(study, root, decode=check_images, allow_outside=allow_outside):
                 problems.add(f"{studies_path}:{line}: {problem}")
             try:
                 if kind == "sft":
@@ -179,6 +188,7 @@ def write_rows(
                 sizes[len(negatives)] += 1
                 identical += len(ok_trajectories(study)) - len(negatives)
                 duplicates += len(negatives) - len(set(negatives))
+                weighted += "negative_weights" in row
         problems.refuse()
         if not rows and not allow_empty:
             raise UserError(_no_rows(studies_path, split, splits, set_aside))
@@ -197,17 +207,19 @@ def write_rows(
         counts["negatives_per_row"] = dict(sorted(sizes.items()))
         counts["identical_negatives"] = identical
         counts["duplicate_negatives"] = duplicates
+        counts["weighted_rows"] = weighted
     return counts
 
 
 def _sft_lines(study: dict, root: StrPath) -> list[bytes]:
     """The lines of `sft_rows`; prompt and images are encoded once a study, not once a row."""
     user, images = dump(turn("user", study["prompt"])), dump(image_paths(study, root))
-    answers = [dump(turn("assistant", one["text"])) for one in ok_trajectories(study)]
-    return [f'{{"messages": [{user}, {answer}], "images": {images}}}\n'.encode() for answer in answers]
+    answers = [dump(one["text"]) for one in ok_trajectories(study)]
+    head, tail = f'{{"messages": [{user}, {{"role": "assistant", "content": ', f'}}], "images": {images}}}\n'
+    return [f"{head}{answer}{tail}".encode() for answer in answers]
 
 
-def _set_aside(
+def set_aside_reason(
     kind: Kind, study: dict, on_missing_consensus: str, on_missing_negative: str, on_identical: str
 ) -> str | None:
     """Why the user's choices leave this study out, or None: it gives rows, or an error."""
@@ -240,6 +252,8 @@ def describe(counts: dict[str, Any]) -> str:
             lines.append(f"  negatives left out because they equal the consensus: {counts['identical_negatives']}")
         if counts["duplicate_negatives"]:
             lines.append(f"  negatives that repeat another of the same study, kept: {counts['duplicate_negatives']}")
+        if counts["weighted_rows"]:
+            lines.append(f"  rows with weights of their negatives: {counts['weighted_rows']}")
     return "\n".join(lines)
 
 
@@ -271,6 +285,7 @@ def _arguments() -> argparse.Namespace:
         command.add_argument("--image-root", help="folder that image paths start from (default: that of STUDIES)")
         command.add_argument("--out", required=True, help="rows file to write")
         command.add_argument("--check-images", action="store_true", help="decode every image, not only look for it")
+        command.add_argument("--allow-outside", action="store_true", help=ALLOW_OUTSIDE)
         if kind == "sft":
             command.add_argument("--share-prefix", action="store_true", help="one row a study, not one a trajectory")
         else:

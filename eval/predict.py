@@ -17,15 +17,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from data import checkpoints
+from data import checkpoints, manifest
 from data.errors import UserError, refuse_below_one, run_cli
 from data.files import append_jsonl, read_jsonl, sha256_file, write_atomic
-from data.records import image_paths, image_problems, read_studies, root_of
+from data.records import ALLOW_OUTSIDE, image_paths, read_studies, require_images, root_of
+from scripts import doctor
 
-Answer = tuple[str, str]  # text, finish_reason
+Answer = dict  # the row without its id: {"text", "finish_reason"}, or {"p_yes", "mass"}
 
 
-def select(studies: Path, split: str, image_root: Path | None, limit: int | None) -> tuple[list[dict], str, str]:
+def select(
+    studies: Path, split: str, image_root: Path | None, limit: int | None, *, allow_outside: bool = False
+) -> tuple[list[dict], str, str]:
     """The studies of a split, the absolute image root, and a digest of all that the split shows to the student.
 
     The digest covers ids, prompts and the bytes of the films of the whole split, whatever `limit` says, so that a first
@@ -36,19 +39,36 @@ def select(studies: Path, split: str, image_root: Path | None, limit: int | None
     if not chosen:
         raise UserError(f'{studies}: no study of split "{split}"; check --split')
     digest = hashlib.sha256()
+    require_images(studies, chosen, root, allow_outside=allow_outside)
     for study in chosen:
-        for problem in image_problems(study, root):
-            raise UserError(f"{studies}: {problem}")
         films = [sha256_file(path) for path in image_paths(study, root)]
         digest.update(json.dumps([study["id"], study["prompt"], films]).encode())
     return chosen[:limit], root, digest.hexdigest()
 
 
-def open_predictions(out: Path, meta: dict, studies: Sequence[dict], overwrite: bool = False) -> set[str]:
+def is_text(row: dict) -> bool:
+    """Whether a row holds a text answer."""
+    return isinstance(row.get("text"), str)
+
+
+def is_score(row: dict) -> bool:
+    """Whether a row holds a yes/no answer: p_yes and the mass of yes and no together, both from 0 to 1."""
+    values = [row.get("p_yes"), row.get("mass")]
+    return all(isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1 for v in values)
+
+
+def open_predictions(
+    out: Path,
+    meta: dict,
+    studies: Sequence[dict],
+    overwrite: bool = False,
+    fits: Callable[[dict], bool] = is_text,
+) -> set[str]:
     """Ids already answered in `out` under the same settings; starts a new file when there is none.
 
     Args:
         meta: what the answers depend on (a JSON object of scalars); kept beside `out` as FILE.meta.json.
+        fits: whether a row holds an answer of the right kind.
 
     Raises UserError when `out` was made under other settings (names them) or holds answers to other studies.
     """
@@ -58,13 +78,13 @@ def open_predictions(out: Path, meta: dict, studies: Sequence[dict], overwrite: 
         write_atomic(sidecar, json.dumps(meta, indent=2) + "\n")
         return set()
     try:
-        before = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        before = dict(json.loads(sidecar.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         raise UserError(
             f"{out}: exists, but {sidecar.name} is missing or damaged, so what made it is unknown; pass --overwrite "
             "or another --out"
         ) from None
-    changed = [key for key in sorted({*meta, *before}) if before.get(key) != meta.get(key)]
+    changed = [key for key in sorted({*meta, *before} - {manifest.KEY}) if before.get(key) != meta.get(key)]
     if changed:
         raise UserError(
             f"{out}: was made with other {', '.join(changed)}; answers are never mixed: "
@@ -73,7 +93,7 @@ def open_predictions(out: Path, meta: dict, studies: Sequence[dict], overwrite: 
     done: set[str] = set()
     known = {s["id"] for s in studies}
     for line, row in read_jsonl(out, torn="drop"):
-        if not isinstance(row, dict) or row.get("id") not in known or not isinstance(row.get("text"), str):
+        if not isinstance(row, dict) or row.get("id") not in known or not fits(row):
             raise UserError(f"{out}:{line}: not an answer to one of these studies; pass --overwrite or another --out")
         done.add(row["id"])
     return done
@@ -88,27 +108,86 @@ def predict(
     batch_size: int = 32,
     overwrite: bool = False,
 ) -> int:
-    """Answer every study that `out` does not answer yet, in batches; rows are flushed as each batch ends.
+    """`answer_batches` with the studies in batches of one size."""
+    return answer_batches(list(batches(studies, batch_size)), answer, out, meta, overwrite=overwrite)
 
-    `answer` maps a batch of studies to (text, finish_reason) each. Returns the number of new answers.
+
+def answer_batches(
+    grid: Sequence[Sequence[dict]],
+    answer: Callable[[Sequence[dict]], Sequence[Answer]],
+    out: Path,
+    meta: dict,
+    *,
+    overwrite: bool = False,
+    fits: Callable[[dict], bool] = is_text,
+) -> int:
+    """Answer every study that `out` does not answer yet, batch by batch; rows are flushed as each batch ends.
+
+    `answer` maps a batch of studies to one dict each. A run that was interrupted inside a batch asks for that whole
+    batch again and keeps what is missing: what shares a batch never depends on interruptions, nor do the answers.
+    Returns the number of new answers.
     """
-    done = open_predictions(out, meta, studies, overwrite)
-    todo = [s for s in studies if s["id"] not in done]
-    if done:
-        print(f"{len(studies) - len(todo)} of {len(studies)} answers are there already", flush=True)
+    studies = [study for batch in grid for study in batch]
+    done = open_predictions(out, meta, studies, overwrite, fits)
+    left = sum(s["id"] not in done for s in studies)
+    if done and left:
+        print(f"{len(studies) - left} of {len(studies)} answers are there already", flush=True)
     start = time.monotonic()
     new = 0
-    for batch in batches(todo, batch_size):
+    for batch in grid:
+        missing = [s["id"] not in done for s in batch]
+        if not any(missing):
+            continue
         answers = answer(batch)
         if len(answers) != len(batch):
             raise RuntimeError(f"{len(answers)} answers to {len(batch)} studies")
-        for study, (text, finish_reason) in zip(batch, answers, strict=True):
-            append_jsonl(out, {"id": study["id"], "text": text, "finish_reason": finish_reason})
-        new += len(batch)
+        for study, one, wanted in zip(batch, answers, missing, strict=True):
+            if wanted:
+                append_jsonl(out, {"id": study["id"], **one})
+        new += sum(missing)
         seconds = time.monotonic() - start
-        left = seconds / new * (len(todo) - new)
-        print(f"{len(done) + new}/{len(studies)} answers, {seconds:.0f} s, about {left:.0f} s left", flush=True)
+        rest = seconds / new * (left - new)
+        print(f"{len(done) + new}/{len(studies)} answers, {seconds:.0f} s, about {rest:.0f} s left", flush=True)
     return new
+
+
+def read_answers(
+    path,
+    ids: Sequence[str],
+    *,
+    fits: Callable[[dict], bool] = is_text,
+    needs: str = 'a string "text"',
+    what: str = "studies",
+    check: str = "check --split and --studies",
+) -> list[dict]:
+    """The rows of a predictions file in the order of `ids`.
+
+    Args:
+        fits, needs: whether a row holds an answer of the right kind, and the words for that kind.
+        what, check: what the ids stand for, and what to look at when they do not match.
+
+    Raises UserError for a file without rows, a row without id or answer, an id twice, an id that is not among `ids`, or
+    one of `ids` without an answer.
+    """
+    wanted = set(ids)
+    found: dict[str, dict] = {}
+    for line, row in read_jsonl(path):
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not fits(row):
+            raise UserError(f'{path}:{line}: a prediction needs a string "id" and {needs}; make the file again')
+        if row["id"] in found:
+            raise UserError(f"{path}:{line}: id {row['id']} stands here twice; keep one answer each")
+        if row["id"] not in wanted:
+            raise UserError(f"{path}:{line}: id {row['id']} is not among the scored {what}; {check}")
+        found[row["id"]] = row
+    if not found:
+        raise UserError(f"{path}: no prediction in it; make the file again")
+    missing = [one for one in ids if one not in found]
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} of {len(ids)} {what} have no answer (first: {missing[0]}); "
+            "run the command that made it again, it goes on where it stopped"
+        )
+    return [found[one] for one in ids]
 
 
 def batches(items: Sequence[dict], size: int) -> Iterator[Sequence[dict]]:
@@ -130,11 +209,15 @@ def main(argv=None) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="films a forward pass (default: 32)")
     parser.add_argument("--limit", type=int, help="only the first N studies of the split")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
+    parser.add_argument("--allow-outside", action="store_true", help=ALLOW_OUTSIDE)
     parser.add_argument("--overwrite", action="store_true", help="begin again even if --out holds answers")
     args = parser.parse_args(argv)
     refuse_below_one(args, "max_new_tokens", "batch_size", "limit")
+    doctor.before("evaluate", args.out)
     info = checkpoints.describe(args.checkpoint, args.base)
-    studies, image_root, shown = select(args.studies, args.split, args.image_root, args.limit)
+    studies, image_root, shown = select(
+        args.studies, args.split, args.image_root, args.limit, allow_outside=args.allow_outside
+    )
     device = args.device or best_device()
     meta = {
         "checkpoint": checkpoints.fingerprint(args.checkpoint, args.base),
@@ -143,6 +226,7 @@ def main(argv=None) -> None:
         "decoding": "greedy",
         "max_new_tokens": args.max_new_tokens,
         "dtype": "bfloat16" if device == "cuda" else "float32",
+        manifest.KEY: manifest.make({"studies": args.studies}, {}),
     }
     done = open_predictions(args.out, meta, studies, args.overwrite)
     if all(s["id"] in done for s in studies):
@@ -154,13 +238,19 @@ def main(argv=None) -> None:
 
     def answer(batch: Sequence[dict]) -> list[Answer]:
         prompts = [(study["prompt"], image_paths(study, image_root)) for study in batch]
-        return student.answer(prompts, max_new_tokens=args.max_new_tokens, temperature=0.0, seed=0)
+        return greedy(student, prompts, args.max_new_tokens)
 
     predict(studies, answer, args.out, meta, batch_size=args.batch_size)
     cut = sum(row["finish_reason"] == "length" for _, row in read_jsonl(args.out))
     if cut:
         print(f"note: {cut} answers were cut off at --max-new-tokens {args.max_new_tokens}", file=sys.stderr)
     print(f"written: {args.out}")
+
+
+def greedy(student, prompts: Sequence[tuple[str, Sequence[str]]], max_new_tokens: int) -> list[Answer]:
+    """Greedy answers of an `apo.student_engine.Student` to (prompt, image paths) each, as rows without id."""
+    texts = student.answer(prompts, max_new_tokens=max_new_tokens, temperature=0.0, seed=0)
+    return [{"text": text, "finish_reason": finish} for text, finish in texts]
 
 
 def best_device() -> str:

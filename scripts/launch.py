@@ -21,11 +21,22 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from data import checkpoints
+from data import manifest
 from data.errors import UserError, run_cli
-from data.files import sha256_file, write_atomic
+from data.files import write_atomic
+from scripts import doctor
 from scripts.arguments import installed_versions
-from scripts.plan import ROOT, STAGES, WORLD_VARIABLES, Plan, check_adapters, check_model, resolve, resume_weights
+from scripts.plan import (
+    ROOT,
+    STAGES,
+    WORLD_VARIABLES,
+    Plan,
+    check_model,
+    newest_checkpoint,
+    refuse_used_folder,
+    resolve,
+    resume_weights,
+)
 from scripts.settings import SCRIPTS, as_list, parse_command
 from scripts.training_data import add_data
 
@@ -77,31 +88,8 @@ def locked(folder: Path) -> Iterator[int]:
         os.close(handle)
 
 
-def check_resume(plan: Plan) -> None:
-    """Refuse a `resume_from_checkpoint` that cannot be resumed."""
-    if not plan.settings.get("resume_from_checkpoint"):
-        return
-    resumed = Path(str(plan.settings["resume_from_checkpoint"])).expanduser()
-    checkpoints.describe(resumed)
-    if not (resumed / "trainer_state.json").is_file():
-        raise UserError(f"resume_from_checkpoint {resumed}: no trainer_state.json in it; give a checkpoint-N folder")
-
-
-def refuse_used_folder(plan: Plan) -> None:
-    """Refuse to mix a new run's checkpoints with those of an earlier one."""
-    newest = newest_checkpoint(plan.output_dir)
-    if newest and not plan.settings.get("resume_from_checkpoint"):
-        raise UserError(
-            f"output_dir {plan.output_dir}: holds {newest.name} of an earlier run; go on with it "
-            f"(--resume_from_checkpoint {shlex.quote(str(newest))}), choose another --output_dir, or move it away"
-        )
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    try:
-        return checkpoints.latest(folder)
-    except UserError:
-        return None
+def datasets_of(plan: Plan) -> list[dict[str, str]]:
+    return [manifest.entry(path) for path in plan.datasets]
 
 
 def record(plan: Plan) -> None:
@@ -110,14 +98,15 @@ def record(plan: Plan) -> None:
         "stage": plan.stage,
         "command": [sys.executable, "-m", "swift.cli.main", *plan.argv],
         "environment": plan.environment,
-        "config": {"path": str(plan.config), "sha256": sha256_file(plan.config)},
+        "config": manifest.entry(plan.config),
+        "code": manifest.code(),
         "settings": plan.settings,
         "settings_sha256": hashlib.sha256(json.dumps(plan.settings, sort_keys=True).encode()).hexdigest(),
-        "datasets": [{"path": str(path), "sha256": sha256_file(path)} for path in plan.datasets],
+        "datasets": datasets_of(plan),
         "versions": installed_versions(("ms-swift", "torch", "transformers", "trl", "peft", "deepspeed", "datasets")),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    write_atomic(plan.output_dir / "launch.json", json.dumps(note, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(plan.output_dir / manifest.LAUNCH, json.dumps(note, indent=2, ensure_ascii=False) + "\n")
 
 
 def execute(plan: Plan, lock: int) -> int:
@@ -211,9 +200,7 @@ def main(argv: list[str] | None = None) -> int:
         plan.argv = to_argv(plan)
         print(show(plan))
         return 0
-    check_model(plan, dry_run=False)
-    check_adapters(plan)
-    check_resume(plan)
+    doctor.refuse(plan.config, doctor.examine(plan))
     resume_weights(plan)
     # The first node keeps the folder and the record; the others only need the rows, the same bytes on a shared disk.
     first = plan.environment.get("NODE_RANK", "0") == "0"
@@ -223,6 +210,8 @@ def main(argv: list[str] | None = None) -> int:
         add_data(plan, dry_run=False)
         plan.argv = to_argv(plan)
         if first:
+            if resumed := plan.settings.get("resume_from_checkpoint"):
+                manifest.refuse_other_data(Path(str(resumed)).expanduser().parent, datasets_of(plan))
             record(plan)
         print(show(plan), flush=True)
         status = execute(plan, lock)

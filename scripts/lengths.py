@@ -5,14 +5,17 @@ ms-swift encodes films and texts while it trains, so a row over `max_length` wou
 
 import math
 import os
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 from tokenizers import Tokenizer
 
-from data.errors import Problems
-from data.files import StrPath, read_jsonl
+from data.errors import Problems, UserError
+from data.files import StrPath, atomic_open, dump_line, read_jsonl
+from data.images import decode_problem
 from data.records import IMAGE_TAG
 
 # Pixels of a film that become one token: 14 x 14 patches, merged 2 x 2.
@@ -47,29 +50,96 @@ def check_lengths(path: StrPath, tokenizer: Path, max_length: int, max_pixels: i
 
     Raises UserError that lists the first ten rows over `max_length` as "FILE:LINE: ...".
     """
-    encoder = Tokenizer.from_file(str(tokenizer))
     problems = Problems(path)
+    longest, over = _measure(path, tokenizer, max_length, max_pixels)
+    for line, length in over.items():
+        problems.add(f"{path}:{line}: {too_long(length, max_length)}")
+    problems.refuse()
+    return longest
+
+
+class Kept(NamedTuple):
+    """How many `rows` fit, tokens of the `longest` of them, and what was `dropped`: counted, the first ten by line."""
+
+    rows: int
+    longest: int
+    dropped: Problems
+
+
+def keep_fitting(
+    path: StrPath, target: StrPath, tokenizer: Path, max_length: int, max_pixels: int | None = None
+) -> Kept:
+    """Write the rows of `path` that are not over `max_length` to `target`, if there are any others; else write nothing.
+
+    Raises UserError when no row fits.
+    """
+    dropped = Problems(path)
+    longest, over = _measure(path, tokenizer, max_length, max_pixels)
+    for line, length in over.items():
+        dropped.add(f"line {line}: {length.longest} tokens")
+    rows = sum(1 for _ in read_jsonl(path)) - len(over)
+    if over and not rows:
+        raise UserError(
+            f"{path}: every one of its {len(over)} rows is over max_length {max_length}; raise --max_length or lower "
+            "--max_pixels"
+        )
+    if over:
+        with atomic_open(target) as file:
+            file.writelines(dump_line(row) for line, row in read_jsonl(path) if line not in over)
+    return Kept(rows, longest, dropped)
+
+
+def _measure(path, tokenizer, max_length, max_pixels) -> tuple[int, dict[int, "Length"]]:
+    """Tokens of the longest row that fits, and the lengths of those that do not by line."""
+    longest, over = 0, {}
+    for line, length in row_lengths(read_jsonl(path), tokenizer, max_pixels):
+        if length.longest > max_length:
+            over[line] = length
+        else:
+            longest = max(longest, length.longest)
+    return longest, over
+
+
+class Length(NamedTuple):
+    """Tokens of a row: prompt with its films, each answer (positive first, then the negatives)."""
+
+    prompt: int
+    answers: list[int]
+
+    @property
+    def longest(self) -> int:
+        return self.prompt + max(self.answers)
+
+
+def too_long(length: Length, max_length: int) -> str:
+    return (
+        f"{length.longest} tokens (film and prompt {length.prompt}, longest answer {max(length.answers)}) are "
+        f"over max_length {max_length}; raise --max_length, lower --max_pixels, or leave such rows out: --overlong drop"
+    )
+
+
+def row_lengths(
+    rows: Iterable[tuple[int, dict]], tokenizer: Path, max_pixels: int | None = None
+) -> Iterator[tuple[int, Length]]:
+    """Yield (line, Length) of checked rows given as (line, row); for the arguments see `check_lengths`."""
+    try:
+        encoder = Tokenizer.from_file(str(tokenizer))
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise UserError(f"{tokenizer}: no tokenizer that can be read ({type(error).__name__}); copy it again") from None
     sizes: dict[str, int] = {}
-    longest = 0
-    rows = read_jsonl(path)
+    rows = iter(rows)
     while chunk := list(islice(rows, 512)):
         prompts = [_prompt(row) for _, row in chunk]
-        answers = [_answers(row) for _, row in chunk]
+        answers = [answers_of(row) for _, row in chunk]
         flat = [text for texts in answers for text in texts]
         encoded = [len(one) for one in encoder.encode_batch_fast([*prompts, *flat], add_special_tokens=False)]
         counts = iter(encoded[len(prompts) :])
         for (line, row), prompt, texts in zip(chunk, encoded, answers, strict=False):
-            films = sum(_film(image, max_pixels, sizes) - 1 for image in _images(row))
-            answer = max(next(counts) for _ in texts) + END
-            total = prompt + films + answer
-            longest = max(longest, total)
-            if total > max_length:
-                problems.add(
-                    f"{path}:{line}: {total} tokens (film and prompt {prompt + films}, longest answer {answer}) are "
-                    f"over max_length {max_length}; raise --max_length, lower --max_pixels, or take the row out"
-                )
-    problems.refuse()
-    return longest
+            try:
+                films = sum(_film(image, max_pixels, sizes) - 1 for image in _images(row))
+            except UserError as error:
+                raise UserError(f"row {line}: {error}") from None
+            yield line, Length(prompt + films, [next(counts) + END for _ in texts])
 
 
 def _prompt(row: dict) -> str:
@@ -80,7 +150,8 @@ def _prompt(row: dict) -> str:
     return text.replace(IMAGE_TAG, FILM) + "<|im_start|>assistant\n"
 
 
-def _answers(row: dict) -> list[str]:
+def answers_of(row: dict) -> list[str]:
+    """Every answer of a checked row: the positive or first one, then all others."""
     answers = [row["messages"][-1]["content"]]
     for name in ("positive_messages", "negative_messages"):
         answers += [turns[-1]["content"] for turns in row.get(name) or []]
@@ -99,6 +170,11 @@ def _images(row: dict) -> list[str]:
 
 def _film(image: str, max_pixels: int | None, sizes: dict[str, int]) -> int:
     if image not in sizes:
-        with Image.open(os.path.join(os.environ.get("ROOT_IMAGE_DIR", ""), image)) as film:
-            sizes[image] = film_tokens(*film.size, max_pixels)
+        path = os.path.join(os.environ.get("ROOT_IMAGE_DIR", ""), image)
+        try:
+            with Image.open(path) as film:
+                sizes[image] = film_tokens(*film.size, max_pixels)
+        except Exception:  # Pillow raises OSError, DecompressionBombError, SyntaxError and more
+            problem = decode_problem(path) or "cannot be opened; check it"
+            raise UserError(f"image {path} {problem}") from None
     return sizes[image]

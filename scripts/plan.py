@@ -8,11 +8,15 @@ import json
 import os
 import shlex
 import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from apo.options import check_model_kwargs
+from apo.refusals import STUDY_LOSSES, refuse_settings, refuse_sliding_config
 from data import checkpoints
 from data.errors import UserError
+from scripts.ranges import check_ranges
 from scripts.settings import SCRIPTS, Command, Value, as_bool, as_count, as_list, merge, read_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +26,8 @@ PHANTOM_CONFIGS = {"learn": "configs/sft_phantom.yaml", "critique": "configs/apo
 FLASH = ("flash_attn", "flash_attention_2")
 # The published setting: two GPUs on one machine.
 PUBLISHED_RANKS = 2
+# The families whose templates apo/template.py can encode a study with.
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 WORLD_VARIABLES = ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -36,6 +42,13 @@ class Plan:
     environment: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     datasets: list[Path] = field(default_factory=list)
+
+    @property
+    def groups(self) -> bool:
+        """Whether a row is a study with all its responses; rows made elsewhere may be such in Learn, too."""
+        if self.stage == "critique":
+            return str(self.settings.get("loss_type")) in STUDY_LOSSES
+        return as_bool(self.settings, "share_prefix")
 
     @property
     def output_dir(self) -> Path:
@@ -53,14 +66,15 @@ def resolve(stage: str, command: Command) -> Plan:
     """Settings, world and fixed flags of a run, without its data: see `add_data`. Raises UserError."""
     config = command.config or ROOT / DEFAULT_CONFIGS[stage]
     settings = merge(read_config(stage, config), command.flags, str(config))
+    check_ranges(settings, command.flags, config)
     for name in ("model", "dataset", "output_dir"):
         if not settings.get(name):
             raise UserError(f"{config}: no {name}; write it there or pass --{name}")
     plan = Plan(stage, config, settings)
     ranks = _world(plan, command.dry_run)
     _batch(plan, ranks)
-    _attention(plan)
     _fixed_flags(plan)
+    _attention(plan)
     return plan
 
 
@@ -147,13 +161,15 @@ def _fixed_flags(plan: Plan) -> None:
     defaults |= {"load_from_cache_file": "false"}
     if plan.stage == "critique":
         defaults |= {"rlhf_type": "dpo", "loss_type": "plackett_luce"}
-        _check_apo_options(settings)
         if settings.get("adapters") and not settings.get("ref_adapters"):
             # Otherwise the reference would be the base model and not the stage-one model.
             defaults["ref_adapters"] = settings["adapters"]
             plan.notes.append("reference = the stage-one adapter (--ref_adapters set to --adapters)")
     for name, value in defaults.items():
         settings.setdefault(name, value)
+    _apo_options(settings)
+    if plan.groups:
+        _refuse(refuse_settings, settings)
     plugin = str(ROOT / "apo" / "plugin.py")
     # An absolute path: ms-swift stores it in the checkpoint and loads it again from any folder.
     settings["external_plugins"] = [plugin, *(p for p in as_list(settings.get("external_plugins")) if p != plugin)]
@@ -161,9 +177,8 @@ def _fixed_flags(plan: Plan) -> None:
         plan.notes.append("strict false: ms-swift replaces rows that it cannot encode by random others")
 
 
-def _check_apo_options(settings: dict[str, Value]) -> None:
-    from apo.options import check_model_kwargs
-
+def _apo_options(settings: dict[str, Value]) -> dict[str, object]:
+    """The `apo_*` options in `model_kwargs`, checked."""
     try:
         given = json.loads(str(settings.get("model_kwargs", "{}")))
         if not isinstance(given, dict):
@@ -171,6 +186,15 @@ def _check_apo_options(settings: dict[str, Value]) -> None:
         check_model_kwargs(given)
     except ValueError as error:
         raise UserError(f"model_kwargs: {error}") from None
+    return given
+
+
+def _refuse(check: Callable[[Mapping], None], given: Mapping, where: str = "") -> None:
+    """`check(given)`, its ValueError as a UserError."""
+    try:
+        check(given)
+    except ValueError as error:
+        raise UserError(f"{where}{error}") from None
 
 
 def check_model(plan: Plan, dry_run: bool) -> None:
@@ -191,6 +215,12 @@ def check_model(plan: Plan, dry_run: bool) -> None:
             f"(swift export --adapters {shlex.quote(model)} --merge_lora true) and pass the merged folder, "
             f"or go on training the adapter: --model {info['model']} --adapters {shlex.quote(model)}"
         )
+    if info["model_type"] not in MODEL_TYPES:
+        found = f"model_type {info['model_type']}" if info["model_type"] else "its config.json names no model_type"
+        raise UserError(f"model {model}: {found}: this project trains {', '.join(MODEL_TYPES)}; pass such a model")
+    if plan.groups and _apo_options(settings).get("apo_layout") != "rows":
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        _refuse(refuse_sliding_config, config, f"model {model}: ")
     settings["model"] = str(path.resolve())
     # ms-swift cannot tell Qwen2.5-VL's template from the look-alikes by a local folder's name, and its check of the
     # model hub for a newer version only waits for a network.
@@ -222,6 +252,33 @@ def check_adapters(plan: Plan) -> None:
         for adapter in as_list(plan.settings.get(name)):
             if checkpoints.describe(Path(adapter).expanduser())["kind"] != "adapter":
                 raise UserError(f"{name} {adapter}: is a full model, not an adapter; pass it as --model")
+
+
+def check_resume(plan: Plan) -> None:
+    """Refuse a `resume_from_checkpoint` that cannot be resumed."""
+    if not plan.settings.get("resume_from_checkpoint"):
+        return
+    resumed = Path(str(plan.settings["resume_from_checkpoint"])).expanduser()
+    checkpoints.describe(resumed)
+    if not (resumed / "trainer_state.json").is_file():
+        raise UserError(f"resume_from_checkpoint {resumed}: no trainer_state.json in it; give a checkpoint-N folder")
+
+
+def refuse_used_folder(plan: Plan) -> None:
+    """Refuse to mix a new run's checkpoints with those of an earlier one."""
+    newest = newest_checkpoint(plan.output_dir)
+    if newest and not plan.settings.get("resume_from_checkpoint"):
+        raise UserError(
+            f"output_dir {plan.output_dir}: holds {newest.name} of an earlier run; go on with it "
+            f"(--resume_from_checkpoint {shlex.quote(str(newest))}), choose another --output_dir, or move it away"
+        )
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    try:
+        return checkpoints.latest(folder)
+    except UserError:
+        return None
 
 
 def _free_port() -> int:

@@ -11,18 +11,20 @@ from pathlib import Path
 
 import yaml
 
-from data.errors import UserError
+from data.errors import Problems, UserError
 from scripts.arguments import known_arguments
 
 SCRIPTS = {"learn": "SFT-Qwen2.5.sh", "critique": "APO-Qwen2.5.sh"}
 
 # Keys of ours beside ms-swift's. The `on_*` keys are the options of data/rows.py for studies that give no row.
 PROJECT_KEYS = {
-    "learn": ("image_root", "effective_batch_size", "check_images", "share_prefix"),
+    "learn": ("image_root", "effective_batch_size", "check_images", "allow_outside", "overlong", "share_prefix"),
     "critique": (
         "image_root",
         "effective_batch_size",
         "check_images",
+        "allow_outside",
+        "overlong",
         "on_missing_consensus",
         "on_missing_negative",
         "on_identical",
@@ -80,7 +82,7 @@ def parse_command(stage: str, argv: list[str]) -> Command:
 def read_config(stage: str, path: Path) -> dict[str, Value]:
     """The settings of a YAML file, without the keys whose value is null.
 
-    Raises UserError "FILE:LINE: ..." for a file that cannot be read, a key that is unknown or stands twice.
+    Raises UserError "FILE:LINE: ..." for a file that cannot be read, and for every key that is unknown or stands twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -90,6 +92,10 @@ def read_config(stage: str, path: Path) -> dict[str, Value]:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         loaded = yaml.safe_load(text)
+    except (RecursionError, ValueError) as error:  # ValueError: 2024-13-45 is a date to YAML
+        raise UserError(
+            f"{path}: not YAML that can be read ({type(error).__name__}); write `key: value` lines"
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -99,15 +105,34 @@ def read_config(stage: str, path: Path) -> dict[str, Value]:
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: must hold `key: value` lines")
     seen: dict[str, int] = {}
+    problems = Problems(path)
     for key, _ in root.value:
         line = key.start_mark.line + 1
-        if key.value in seen:
-            raise UserError(f"{path}:{line}: key {key.value} stands twice (line {seen[key.value]} too); keep one")
-        seen[key.value] = line
-        problem = name_problem(stage, key.value)
+        name = str(key.value)
+        if name in seen:
+            problems.add(f"{path}:{line}: key {name} stands twice (line {seen[name]} too); keep one")
+            continue
+        seen[name] = line
+        problem = name_problem(stage, name)
         if problem:
-            raise UserError(f"{path}:{line}: unknown key {key.value}; {problem}")
+            problems.add(f"{path}:{line}: unknown key {name}; {problem}")
+    problems.refuse()
     return {key: as_words(value) for key, value in loaded.items() if value is not None}
+
+
+def stage_of(path: Path) -> str:
+    """What a configuration is of, by its keys: "collect", "critique", or "learn" where none belongs to the others.
+
+    A file that cannot be read counts as "learn": `read_config` then says what is wrong with it.
+    """
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        keys = {str(key.value) for key, _ in root.value}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, AttributeError, TypeError):
+        return "learn"
+    if "teachers" in keys:
+        return "collect"
+    return "critique" if keys & (_names("critique") - _names("learn")) else "learn"
 
 
 def merge(config: dict[str, Value], flags: dict[str, Value], source: str) -> dict[str, Value]:
@@ -147,7 +172,7 @@ def as_words(value: object) -> Value:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False, default=str)
     if isinstance(value, list):
         return [str(as_words(item)) for item in value]
     return str(value)

@@ -1,13 +1,16 @@
 """Datasets of a training stage: study records become rows in the output folder, rows files are checked."""
 
 from pathlib import Path
+from typing import Any
 
 from data import rows
 from data.errors import UserError
 from data.files import read_jsonl
-from scripts.lengths import check_lengths
+from scripts.lengths import Kept, check_lengths, keep_fitting
 from scripts.plan import Plan
 from scripts.settings import PROJECT_KEYS, as_bool, as_count, as_list
+
+KIND = {"learn": "sft", "critique": "apo"}
 
 
 def add_data(plan: Plan, dry_run: bool) -> None:
@@ -18,18 +21,11 @@ def add_data(plan: Plan, dry_run: bool) -> None:
     such a split and no `val_dataset` is given. In a dry run nothing is read beyond what tells the two kinds apart.
     """
     settings = plan.settings
-    kind = "sft" if plan.stage == "learn" else "apo"
-    options = {name: settings.pop(name) for name in PROJECT_KEYS["critique"] if name in settings and "on_" in name}
-    for name, value in options.items():
-        allowed = ("error", "drop-negative" if name == "on_identical" else "drop")
-        if value not in allowed:
-            raise UserError(f"{name} {value}: must be {' or '.join(allowed)}")
-    options["image_root"] = settings.pop("image_root", None)
-    options["check_images"] = as_bool(settings, "check_images")
-    settings.pop("check_images", None)
-    if plan.stage == "learn":
-        options["share_prefix"] = as_bool(settings, "share_prefix")
-        settings.pop("share_prefix", None)
+    kind = KIND[plan.stage]
+    options = row_options(plan)
+    overlong = overlong_of(plan, dry_run)
+    for name in PROJECT_KEYS[plan.stage]:
+        settings.pop(name, None)
 
     val_given = as_list(settings.get("val_dataset"))
     train, validate = [], []
@@ -42,28 +38,92 @@ def add_data(plan: Plan, dry_run: bool) -> None:
     for number, entry in enumerate(val_given, 1):
         validate.append(_one_dataset(plan, entry, kind, "validate", number, options, dry_run))
     if not dry_run:
-        _check_lengths(plan, [*train, *validate])
+        train = _check_lengths(plan, "train", train, overlong)
+        validate = _check_lengths(plan, "validate", validate, overlong)
     settings["dataset"] = train
     if validate:
         settings["val_dataset"] = validate
 
 
-def _check_lengths(plan: Plan, entries: list[str]) -> None:
-    if "max_length" not in plan.settings:
-        return
-    tokenizer = Path(str(plan.settings["model"])) / "tokenizer.json"
-    if plan.settings.get("template") != "qwen2_5_vl" or not tokenizer.is_file():
-        print(
-            "lengths: not checked before training, only with a local qwen2_5_vl model; --strict stops at a row too long"
+def row_options(plan: Plan) -> dict[str, Any]:
+    """The options of `data.rows.write_rows` that the settings ask for. Raises UserError for a value outside its set."""
+    settings = plan.settings
+    options: dict[str, Any] = {"image_root": settings.get("image_root")}
+    for name in ("check_images", "allow_outside"):
+        options[name] = as_bool(settings, name)
+    if plan.stage == "learn":
+        return options | {"share_prefix": as_bool(settings, "share_prefix")}
+    for name in PROJECT_KEYS["critique"]:
+        if name.startswith("on_") and name in settings:
+            allowed = ("error", "drop-negative" if name == "on_identical" else "drop")
+            if settings[name] not in allowed:
+                raise UserError(f"{name} {settings[name]}: must be {' or '.join(allowed)}")
+            options[name] = settings[name]
+    return options
+
+
+def overlong_of(plan: Plan, dry_run: bool = False) -> str:
+    """What to do with rows over max_length, "error" or "drop". Raises UserError for another word, and (not in a dry
+    run) where lengths cannot be counted, so that nothing could be dropped."""
+    choice = plan.settings.get("overlong", "error")
+    if choice not in ("error", "drop"):
+        raise UserError(f"overlong {choice}: must be error or drop")
+    if choice == "drop" and not dry_run and length_inputs(plan) is None:
+        raise UserError(
+            "overlong drop: lengths are counted only for a local model with template qwen2_5_vl and a max_length; "
+            "download the model and pass its folder as --model, or leave overlong out"
         )
-        return
-    limit = as_count(plan.settings, "max_length", 1)
+    return choice
+
+
+def _check_lengths(plan: Plan, split: str, entries: list[str], overlong: str) -> list[str]:
+    """Refuse rows over max_length, or (`overlong` "drop") name and count them; the entries to train on.
+
+    A file with rows too long is replaced by OUTPUT_DIR/rows/SPLIT-fitting.jsonl and stays as it is.
+    """
+    inputs = length_inputs(plan)
+    if inputs is None:
+        if "max_length" in plan.settings and split == "train":
+            print(
+                "lengths: not checked before training, only with a local qwen2_5_vl model; "
+                "--strict stops at a row too long"
+            )
+        return entries
+    used = []
+    for number, entry in enumerate(entries, 1):
+        name, sharp, sample = entry.partition("#")
+        path = Path(name)
+        if path.is_file() and overlong == "error":
+            longest = check_lengths(path, *inputs)
+            print(f"{path}: longest row {longest} tokens (max_length {inputs[1]})", flush=True)
+        elif path.is_file():
+            numbered = split if number == 1 else f"{split}-{number}"
+            target = plan.output_dir.absolute() / "rows" / f"{numbered}-fitting.jsonl"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            kept = keep_fitting(path, target, *inputs)
+            print(f"{path}: {_describe_kept(kept, inputs[1])}", flush=True)
+            if kept.dropped.count:
+                entry = f"{target}{sharp}{sample}"
+        used.append(entry)
+    return used
+
+
+def _describe_kept(kept: Kept, max_length: int) -> str:
+    words = f"longest row {kept.longest} tokens (max_length {max_length})"
+    if not kept.dropped.count:
+        return words
+    shown = f", the first {kept.dropped.shown}" if kept.dropped.count > kept.dropped.shown else ""
+    dropped = f"{kept.dropped.count} rows over it DROPPED (overlong drop), {kept.rows} kept{shown}:"
+    return "\n  ".join([f"{words}; {dropped}", *kept.dropped.first])
+
+
+def length_inputs(plan: Plan) -> tuple[Path, int, int | None] | None:
+    """(tokenizer.json, max_length, max_pixels) to count tokens with; None where ms-swift's lengths are not known."""
+    tokenizer = Path(str(plan.settings["model"])) / "tokenizer.json"
+    if plan.settings.get("template") != "qwen2_5_vl" or not tokenizer.is_file() or "max_length" not in plan.settings:
+        return None
     pixels = as_count(plan.settings, "max_pixels", 1) if "max_pixels" in plan.settings else None
-    for entry in entries:
-        path = Path(entry.partition("#")[0])
-        if path.is_file():
-            longest = check_lengths(path, tokenizer, limit, pixels)
-            print(f"{path}: longest row {longest} tokens (max_length {limit})", flush=True)
+    return tokenizer, as_count(plan.settings, "max_length", 1), pixels
 
 
 def _one_dataset(plan: Plan, entry: str, kind, split: str, number: int, options: dict, dry_run: bool) -> str:
@@ -71,18 +131,15 @@ def _one_dataset(plan: Plan, entry: str, kind, split: str, number: int, options:
     path = Path(name).expanduser()
     target = plan.output_dir.absolute() / "rows" / (f"{split}.jsonl" if number == 1 else f"{split}-{number}.jsonl")
     if not path.exists():
-        if path.suffix not in (".jsonl", ".json", ".csv") and name.count("/") == 1:
+        if like_a_hub_name(name):
             return entry
         if dry_run:
             return f"{target}{sharp}{sample}"
-        raise UserError(
-            f"dataset {name}: no such file; pass study records or ms-swift rows with --dataset (data/README.md), "
-            "or make a phantom cohort: python -m data.phantom --out DIR --seed 0"
-        )
+        refuse_missing(name)
     if dry_run:
         return f"{target}{sharp}{sample}" if rows.file_kind(path) == "studies" else entry
     if rows.file_kind(path) == "rows":
-        counts = rows.check_rows(path, kind, check_images=options["check_images"])
+        counts = rows.check_rows(path, kind, check_images=options["check_images"], image_root=rows_root(options))
         print(f"{path}: {counts['rows']} rows, checked", flush=True)
         if counts["unused_columns"]:
             print(f"  columns that ms-swift leaves unused: {', '.join(counts['unused_columns'])}", flush=True)
@@ -92,6 +149,24 @@ def _one_dataset(plan: Plan, entry: str, kind, split: str, number: int, options:
     if path not in plan.datasets:
         plan.datasets.append(path)
     return f"{target}{sharp}{sample}"
+
+
+def like_a_hub_name(name: str) -> bool:
+    return Path(name).suffix not in (".jsonl", ".json", ".csv") and name.count("/") == 1
+
+
+def refuse_missing(name: str) -> None:
+    """Raise UserError for a dataset that is no file, unless it may be the name of one on a hub."""
+    if not like_a_hub_name(name):
+        raise UserError(
+            f"dataset {name}: no such file; pass study records or ms-swift rows with --dataset (data/README.md), "
+            "or make a phantom cohort: python -m data.phantom --out DIR --seed 0"
+        )
+
+
+def rows_root(options: dict[str, Any]) -> str | None:
+    """The folder that images of rows made elsewhere must lie in: `image_root` where it is given, else anywhere."""
+    return None if options["allow_outside"] else options["image_root"]
 
 
 def _has_validation(entry: str, dry_run: bool) -> bool | str:

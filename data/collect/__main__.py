@@ -13,7 +13,9 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+from data import manifest
 from data.collect.asking import Run, ask_live
 from data.collect.batch import ask_batch, open_batches
 from data.collect.classify import same_model
@@ -26,7 +28,8 @@ from data.collect.settings import Config, read_config, read_key
 from data.collect.store import Store
 from data.errors import Problems, UserError, refuse_below_one, run_cli
 from data.files import write_atomic
-from data.records import STATUSES, root_of, write_studies
+from data.records import ALLOW_OUTSIDE, STATUSES, root_of, write_studies
+from scripts import doctor
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,6 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", metavar="STUDIES.jsonl", help="studies with trajectories (default: the config's out)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N studies, for a trial")
     parser.add_argument("--dry-run", action="store_true", help="check everything, count and price it, send nothing")
+    parser.add_argument("--allow-outside", action="store_true", help=ALLOW_OUTSIDE)
     args = parser.parse_args(argv)
     refuse_below_one(args, "limit")
     return args
@@ -45,10 +49,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     config = read_config(args.config, out=args.out)
+    if not args.dry_run:
+        doctor.before("collect", Path(config.out))
     studies = read_manifest(config, args.limit)
     root = root_of(config.studies, config.image_root)
+    films = {"allow_outside": args.allow_outside, "tell": _tell_films()}
     if args.dry_run:
-        plans = make_plans(config, studies, root, keep_cache=False, tell=_tell_films())
+        plans = make_plans(config, studies, root, keep_cache=False, **films)
         store = Store(config.store)
         _describe(config, plans, store, len(studies))
         try:
@@ -59,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     store = Store(config.store)
     with store.locked():
-        plans = make_plans(config, studies, root, keep_cache=True, tell=_tell_films())
+        plans = make_plans(config, studies, root, keep_cache=True, **films)
         # Read again under the lock: another run may have ended between the two.
         store = Store(config.store)
         _describe(config, plans, store, len(studies))
@@ -70,6 +77,9 @@ def main(argv: list[str] | None = None) -> int:
             _say_how_to_go_on(config, counts)
             return 130
         write_studies(config.out, _with_trajectories(studies, plans, store))
+        asked = {plan.teacher.name: {"model": plan.teacher.model, "prompt": plan.teacher.prompt} for plan in plans}
+        made_from = {"studies": config.studies, "config": args.config}
+        manifest.write(config.out, made_from, {"limit": args.limit, "teachers": asked})
     return _report(config, studies, plans, store, counts, ledger, root)
 
 

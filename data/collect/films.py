@@ -45,6 +45,7 @@ def hash_films(
     root: str,
     cache: Path,
     keep: bool = True,
+    allow_outside: bool = False,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[tuple[str, int, int], str]:
     """Check and encode every film once for each (size, quality); return {(path, size, quality): SHA-256 as sent}.
@@ -53,6 +54,7 @@ def hash_films(
         cache: JSONL of earlier hashes, used where path, length and modification time of the file are the same. What
             is then sent is hashed again, so a stale entry cannot send one film under another's key.
         keep: write the cache.
+        allow_outside: take films that links lead to outside `root`.
         tell: called with (films done, films in all) now and then.
 
     Raises:
@@ -63,7 +65,7 @@ def hash_films(
     problems, found, fresh = Problems(root), {}, {}
 
     def one(path: str) -> tuple[str | None, dict[tuple, str]]:
-        problem = file_problem(path, root)
+        problem = file_problem(path, os.sep if allow_outside else root)
         if problem:
             return problem, {}
         stat = os.stat(path)

@@ -54,7 +54,13 @@ def read_manifest(config: Config, limit: int | None = None) -> list[dict]:
 
 
 def make_plans(
-    config: Config, studies: list[dict], root: str, *, keep_cache: bool, tell: Callable[[int, int], None]
+    config: Config,
+    studies: list[dict],
+    root: str,
+    *,
+    keep_cache: bool,
+    allow_outside: bool = False,
+    tell: Callable[[int, int], None],
 ) -> list[Plan]:
     """Check every film and work out every teacher's questions, before anything is sent.
 
@@ -71,6 +77,7 @@ def make_plans(
         root=root,
         cache=Path(config.store) / "films.jsonl",
         keep=keep_cache,
+        allow_outside=allow_outside,
         tell=tell,
     )
     plans = []

@@ -321,6 +321,8 @@ def _load(path: Any) -> dict:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: not YAML; check indentation, quotes and names that stand twice") from None
+    except (RecursionError, ValueError):  # ValueError: 2024-13-45 is a date to YAML
+        raise UserError(f"{path}: not YAML that can be read; check dates and nesting") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must be a mapping; configs/collect_example.yaml shows a whole file")
     return raw

@@ -259,7 +259,7 @@ BAD_IMAGES = {
     "thin.png": "is 2010 x 10: longer than 200 to 1, which the model refuses; crop it",
     "frames.gif": "has 2 frames and only the first would be seen; write one file a film",
     "folder.png": "is not a file; name an image file",
-    "away.png": "is a link that leaves the image root; name the folder where the files really are as image root",
+    "away.png": "lies outside the image root (links followed); name the folder where the files really are as",
 }
 
 

@@ -167,6 +167,7 @@ def test_write_apo_rows_with_set_asides_and_counts(cohort, tmp_path):
         "negatives_per_row": {1: 1, 3: 1, 4: 1},
         "identical_negatives": 1,
         "duplicate_negatives": 2,
+        "weighted_rows": 0,
     }
     assert [len(row["negative_messages"]) for row in rows_of(out)] == [3, 4, 1]
     assert describe(counts).splitlines()[-3:] == [

@@ -1,9 +1,16 @@
 import json
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from data import checkpoints
 from data.errors import UserError
+
+
+def tensors(content):
+    """A safetensors file that holds these bytes."""
+    return save({"w": np.frombuffer(content, np.uint8)})
 
 
 def model(folder, weights=b"w", **files):
@@ -11,7 +18,7 @@ def model(folder, weights=b"w", **files):
     (folder / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     for name in ("tokenizer.json", "preprocessor_config.json"):
         (folder / name).write_text("{}")
-    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "model.safetensors").write_bytes(tensors(weights))
     for name, text in files.items():
         (folder / name.replace("__", ".")).write_text(text)
     return folder
@@ -20,7 +27,7 @@ def model(folder, weights=b"w", **files):
 def adapter(folder, base):
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
-    (folder / "adapter_model.safetensors").write_bytes(b"a")
+    (folder / "adapter_model.safetensors").write_bytes(tensors(b"a"))
     args = {"model": str(base), "model_type": "qwen2_5_vl", "template": "qwen2_5_vl", "rlhf_type": "dpo"}
     (folder / "args.json").write_text(json.dumps(args))
     return folder
@@ -80,7 +87,7 @@ def test_fingerprint_follows_the_content_not_the_place(tmp_path):
     assert checkpoints.fingerprint(one) == checkpoints.fingerprint(two)
     lora = adapter(tmp_path / "lora", one)
     before = checkpoints.fingerprint(lora)
-    (one / "model.safetensors").write_bytes(b"W")
+    (one / "model.safetensors").write_bytes(tensors(b"W"))
     assert checkpoints.fingerprint(one) != checkpoints.fingerprint(two)
     assert checkpoints.fingerprint(lora) != before, "an adapter answers with its base"
 

@@ -24,7 +24,7 @@ class Student:
         if self.until in ids:
             raise KeyboardInterrupt
         self.asked += ids
-        return [(f"answer to {i}", "stop") for i in ids]
+        return [{"text": f"answer to {i}", "finish_reason": "stop"} for i in ids]
 
 
 def test_every_study_once_in_order(tmp_path):
@@ -46,6 +46,22 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_file(tmp_path):
     assert predict.predict(studies(), second, parts, META, batch_size=2) == 3
     assert second.asked == ["test-2", "test-3", "test-4"]
     assert parts.read_bytes() == whole.read_bytes()
+
+
+def test_what_shares_a_batch_does_not_depend_on_interruptions(tmp_path):
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    predict.predict(studies(), Student(), whole, META, batch_size=2)
+    predict.predict(studies()[:3], Student(), parts, META, batch_size=2)  # test-2 answered, its neighbour not
+    second = Student()
+    assert predict.predict(studies(), second, parts, META, batch_size=2) == 2
+    assert second.asked == ["test-2", "test-3", "test-4"], "asked again with its neighbour, kept once"
+    assert parts.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("row", [{"p_yes": 0.5}, {"p_yes": 2, "mass": 1}, {"p_yes": True, "mass": 1}, {"text": "yes"}])
+def test_a_row_that_is_no_score(row):
+    assert not predict.is_score(row)
+    assert predict.is_score({"p_yes": 0, "mass": 1.0})
 
 
 def test_a_finished_run_asks_nobody(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.numpy import save
 
 from data.errors import UserError
 from data.phantom.qwen_tokenizer import save_tokenizer, train_bpe
@@ -51,7 +52,7 @@ def model(tmp_path):
     save_tokenizer(train_bpe(list(TEACHERS.values()) * 3, 300), folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
     (folder / "processor_config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "model.safetensors").write_bytes(save({}))
     return folder
 
 
@@ -191,17 +192,17 @@ def test_the_default_is_the_published_setting_on_two_gpus(method, published, cap
 
 
 def test_flags_win_over_the_file(capsys, gpus):
-    out = dry(capsys, "sft", PHANTOM["sft"], "--learning_rate=5e-3", "--lora-rank", "4", "--seed", "-1")
+    out = dry(capsys, "sft", PHANTOM["sft"], "--learning_rate=5e-3", "--lora-rank", "4", "--max_steps", "-1")
     assert flag(out, "learning_rate") == "5e-3"
     assert flag(out, "lora_rank") == "4"
-    assert flag(out, "seed") == "-1"
+    assert flag(out, "max_steps") == "-1"
 
 
 def test_lists_and_bare_flags(capsys, gpus):
-    words = ["--target_modules", "q_proj", "v_proj", "--packing", "--no_dataset_shuffle", "--system", "two words"]
+    words = ["--target_modules", "q_proj", "v_proj", "--lazy_tokenize", "--no_dataset_shuffle", "--system", "two words"]
     out = dry(capsys, "sft", PHANTOM["sft"], *words)
     assert flag(out, "target_modules") == "q_proj v_proj"
-    assert flag(out, "packing") == "true"
+    assert flag(out, "lazy_tokenize") == "true"
     assert flag(out, "dataset_shuffle") == "false"
     assert flag(out, "system") == "'two words'"
 
@@ -354,6 +355,61 @@ def test_flash_attention_falls_back_aloud(capsys, gpus, monkeypatch):
     assert flag(dry(capsys, "sft"), "attn_impl") == "flash_attn"
 
 
+REFUSED = [
+    ("packing", "true"),
+    ("padding_free", "true"),
+    ("sequence_parallel_size", "2"),
+    ("use_liger_kernel", "true"),
+    ("padding_side", "left"),
+    ("loss_scale", "react"),
+    ("loss_scale", "all"),
+    ("loss_scale", "last_round+ignore_empty_think"),
+    ("truncation_strategy", "left"),
+    ("truncation_strategy", "right"),
+    ("truncation_strategy", "split"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED)
+def test_what_would_cut_studies_is_refused_first(capsys, gpus, name, value):
+    """Before the model is looked at: none of these paths exists."""
+    given = [f"--{name}", value, "--dry-run"]
+    with pytest.raises(UserError, match=rf"^--{name} {value.replace('+', '.')} .*(set it to|use) "):
+        launch.main(["apo", *given])
+    with pytest.raises(UserError, match=f"^--{name} "):
+        launch.main(["sft", "--share_prefix", "true", *given])
+    # plain rows and stock DPO are ms-swift's own business
+    assert flag(dry(capsys, "apo", PHANTOM["apo"], "--loss_type", "sigmoid", f"--{name}", value), name) == value
+    rows = ("--share_prefix", "false")
+    assert flag(dry(capsys, "sft", PHANTOM["sft"], *rows, f"--{name}", value), name) == value
+
+
+def test_options_of_ours_are_checked_in_both_stages(capsys, gpus):
+    for method in ("sft", "apo"):
+        with pytest.raises(UserError, match="unknown option apo_chunksize .* did you mean apo_chunk_size"):
+            launch.main([method, "--model_kwargs", '{"apo_chunksize": 8}', "--dry-run"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1, "num_hidden_layers": 3},
+        {"text_config": {"layer_types": ["full_attention", *["sliding_attention"] * 2], "num_hidden_layers": 3}},
+    ],
+)
+def test_a_model_with_a_sliding_window(model, studies, tmp_path, ran, text):
+    (model / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", **text}))
+    with pytest.raises(UserError, match=r"student: 2 of its 3 layers look through a sliding window.*apo_layout"):
+        run("apo", model, studies, tmp_path / "o")
+    assert ran == []
+    run("apo", model, studies, tmp_path / "o", "--model_kwargs", '{"apo_layout": "rows"}')
+    run("sft", model, studies, tmp_path / "p", "--share_prefix", "false")
+    assert len(ran) == 2
+    window = {"use_sliding_window": False, "sliding_window": 64, "max_window_layers": 1, "num_hidden_layers": 3}
+    (model / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", **window}))
+    run("apo", model, studies, tmp_path / "q")
+
+
 # ---- model
 
 
@@ -387,7 +443,7 @@ def test_an_adapter_is_no_model(gpus, model, tmp_path):
     adapter = tmp_path / "checkpoint-5"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(model)}))
-    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    (adapter / "adapter_model.safetensors").write_bytes(save({}))
     with pytest.raises(UserError, match=f"merge it first .*--merge_lora true.*--model {model} --adapters {adapter}"):
         launch.main(["apo", PHANTOM["apo"], "--model", str(adapter)])
     with pytest.raises(UserError, match="is a full model, not an adapter"):
@@ -443,7 +499,9 @@ def test_study_records_become_apo_rows(model, studies, tmp_path, ran):
 def test_rows_pass_as_they_are(model, studies, tmp_path, ran, capsys):
     run("apo", model, studies, tmp_path / "o")
     rows = Path(ran[0].settings["dataset"][0])
-    run("apo", model, f"{rows}#2", tmp_path / "p")
+    with pytest.raises(UserError, match=r"lies outside the image root .*--allow-outside"):
+        run("apo", model, rows, tmp_path / "p", "--image_root", tmp_path / "student")
+    run("apo", model, f"{rows}#2", tmp_path / "p", "--image_root", studies.parent)
     assert ran[1].settings["dataset"] == [f"{rows}#2"]
     assert "val_dataset" not in ran[1].settings
     assert not (tmp_path / "p/rows").exists()
@@ -475,7 +533,7 @@ def test_two_files_of_studies(model, studies, tmp_path, ran):
         (
             lambda row: row["consensus"].update(text="effusion " * 2000),
             [],
-            r"train.jsonl:2: \d+ tokens .* max_length 1024",
+            r"studies.jsonl:2: \d+ tokens .* max_length 1024",
         ),
         (lambda row: row["consensus"].update(text=TEACHERS["a"]), ["--on_identical", "error"], r":2: .*equals"),
     ],
@@ -493,6 +551,33 @@ def test_a_study_without_consensus_can_be_dropped(model, studies, tmp_path, ran)
     del rows[1]["consensus"]
     run("apo", model, write(studies, rows), tmp_path / "o", "--on-missing-consensus", "drop")
     assert len(lines(ran[0].settings["dataset"][0])) == 2
+
+
+@pytest.mark.parametrize("method", ["apo", "sft"])
+def test_studies_too_long_can_be_dropped(method, model, studies, tmp_path, ran, capsys):
+    rows = lines(studies)
+    rows[1]["consensus"]["text"] = rows[1]["trajectories"][0]["text"] = "effusion " * 2000
+    records = write(studies, rows)
+    share = ["--share_prefix", "true"] if method == "sft" else []
+    with pytest.raises(UserError, match=r"studies.jsonl:2: \d+ tokens .* --overlong drop"):
+        run(method, model, records, tmp_path / "o", *share)
+    run(method, model, f"{records}#5", tmp_path / "o", "--overlong", "drop", *share)
+    used = ran[0].settings
+    assert used["dataset"] == [f"{tmp_path / 'o/rows/train-fitting.jsonl'}#5"]
+    assert used["val_dataset"] == [str(tmp_path / "o/rows/validate.jsonl")], "nothing to drop there"
+    assert "overlong" not in used
+    kept, made = lines(tmp_path / "o/rows/train-fitting.jsonl"), lines(tmp_path / "o/rows/train.jsonl")
+    assert kept == [made[0], made[2]]
+    out = capsys.readouterr().out
+    assert "1 rows over it DROPPED (overlong drop), 2 kept:\n  line 2: " in out
+
+
+def test_overlong_needs_lengths_and_a_known_word(model, studies, tmp_path, ran):
+    with pytest.raises(UserError, match="overlong skip: must be error or drop"):
+        run("apo", model, studies, tmp_path / "o", "--overlong", "skip")
+    with pytest.raises(UserError, match="overlong drop: lengths are counted only for a local model"):
+        run("apo", "Qwen/Qwen2.5-VL-7B-Instruct", studies, tmp_path / "o", "--overlong", "drop")
+    assert ran == []
 
 
 def test_missing_dataset(model, tmp_path, ran):
