@@ -149,3 +149,51 @@ def marked_text(text: str, truth: Reading) -> Markup:
         out.append(piece)
         start = i
     return Markup("".join(out))
+
+
+def interval_chart(
+    series: Sequence[tuple[str, Sequence[tuple[str, float, float, float]]]], *, title: str
+) -> Markup | None:
+    """Dots with their intervals, a line for each label and series; None when there is nothing to draw.
+
+    Args:
+        series: (name, [(label, value, low, high), ...]) each; at most six series have a colour of their own.
+    """
+    points = [p for _, one in series for p in one if all(map(math.isfinite, p[1:]))]
+    if not points:
+        return None
+    labels = list(dict.fromkeys(p[0] for p in points))
+    left, gap = 150, 12
+    step = gap * len(series) + 12
+    height = TOP + step * len(labels) + BOTTOM
+    x_ticks = ticks(min(p[2] for p in points), max(p[3] for p in points), 6)
+    x0, x1 = x_ticks[0], x_ticks[-1]
+
+    def at(x: float) -> float:
+        return left + (x - x0) / (x1 - x0) * (2 * WIDTH - left - RIGHT)
+
+    out = [f'<svg viewBox="0 0 {2 * WIDTH} {height}" role="img" aria-label="{html.escape(title)}">']
+    for x in x_ticks:
+        out.append(f'<line class="grid" x1="{at(x):.1f}" y1="{TOP}" x2="{at(x):.1f}" y2="{height - BOTTOM}"/>')
+        out.append(
+            f'<text class="tick" x="{at(x):.1f}" y="{height - BOTTOM + 15}" text-anchor="middle">{number(x)}</text>'
+        )
+    for row, label in enumerate(labels):
+        y = TOP + step * row + step / 2
+        out.append(f'<text class="tick" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{html.escape(label)}</text>')
+        for i, (name, one) in enumerate(series):
+            for _, value, low, high in (p for p in one if p[0] == label and all(map(math.isfinite, p[1:]))):
+                py = y + (i - (len(series) - 1) / 2) * gap
+                said = f"{html.escape(name)}, {html.escape(label)}: {value:.3f} ({low:.3f} to {high:.3f})"
+                out.append(
+                    f'<line class="line s{i % 6}" x1="{at(low):.1f}" y1="{py:.1f}" x2="{at(high):.1f}" y2="{py:.1f}"/>'
+                )
+                out.append(f'<circle class="dot s{i % 6}" cx="{at(value):.1f}" cy="{py:.1f}" r="4">')
+                out.append(f"<title>{said}</title></circle>")
+    out.append("</svg>")
+    keys = "".join(
+        f'<span class="key"><svg viewBox="0 0 18 8" aria-hidden="true">'
+        f'<line class="line s{i % 6}" x1="0" y1="4" x2="18" y2="4"/></svg>{html.escape(name)}</span>'
+        for i, (name, _) in enumerate(series)
+    )
+    return Markup(f'{"".join(out)}<div class="keys">{keys}</div>')

@@ -19,11 +19,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data.errors import UserError, refuse_below_one, run_cli
-from data.files import read_jsonl, sha256_file, write_atomic
+from data.files import sha256_file, write_atomic
 from data.findings import LABELS
 from data.records import read_studies
 from eval import presence
+from eval.predict import read_answers
 from eval.presence import FIVE
+from eval.statistics import interval, patient_draws
 
 SCHEMA = 1
 STAGES = ("learn", "critique")
@@ -58,32 +60,8 @@ def consensus_texts(studies: Sequence[dict]) -> list[str | None] | None:
 
 
 def read_predictions(path, studies: Sequence[dict]) -> list[str]:
-    """Answers in the order of `studies`.
-
-    Raises UserError for a file without rows, a row without id or text, an id twice, an id that is not among the
-    studies, or a study without an answer.
-    """
-    wanted = {s["id"] for s in studies}
-    texts: dict[str, str] = {}
-    for line, row in read_jsonl(path):
-        if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not isinstance(row.get("text"), str):
-            raise UserError(f'{path}:{line}: a prediction needs a string "id" and a string "text"; rerun eval.predict')
-        if row["id"] in texts:
-            raise UserError(f"{path}:{line}: id {row['id']} stands here twice; keep one answer a study")
-        if row["id"] not in wanted:
-            raise UserError(
-                f"{path}:{line}: id {row['id']} is not among the scored studies; check --split and --studies"
-            )
-        texts[row["id"]] = row["text"]
-    if not texts:
-        raise UserError(f"{path}: no prediction in it; rerun eval.predict")
-    missing = [s["id"] for s in studies if s["id"] not in texts]
-    if missing:
-        raise UserError(
-            f"{path}: {len(missing)} of {len(studies)} studies have no answer (first: {missing[0]}); "
-            "run the same eval.predict command again, it goes on where it stopped"
-        )
-    return [texts[s["id"]] for s in studies]
+    """Answers in the order of `studies`; UserError as `eval.predict.read_answers` raises it."""
+    return [row["text"] for row in read_answers(path, [s["id"] for s in studies])]
 
 
 def majority_reading(train: Sequence[dict], labels: Sequence[str], uncertain: str) -> presence.Reading:
@@ -115,13 +93,13 @@ def evaluate(
     truths = [presence.read_truth(s) for s in studies]
     known = [label for label in LABELS if label not in FIVE and label != "No Finding"]
     others = [label for label in known if any(presence.is_present(t, label, uncertain) for t in truths)]
-    index, draws = presence.patient_draws([s["patient"] for s in studies], resamples, seed)
+    index, draws = patient_draws([s["patient"] for s in studies], resamples, seed)
     correct: dict[str, object] = {}
 
     def row(name: str, kind: str, readings: list, **extra) -> dict:
         scores = presence.score_answers(truths, readings, others=others, uncertain=uncertain)
         correct[name] = presence.correct_matrix(truths, readings, uncertain)
-        low_high = presence.interval(presence.bootstrap_mean(correct[name], index, draws))
+        low_high = interval(presence.bootstrap_mean(correct[name], index, draws))
         return {"name": name, "kind": kind, **extra, **scores, "mean_accuracy_ci95": low_high}
 
     def text_row(name: str, kind: str, texts: Sequence[str | None], **extra) -> dict:
@@ -157,7 +135,7 @@ def evaluate(
     for a, b in pairs:
         samples = presence.bootstrap_mean(correct[a].astype(float) - correct[b], index, draws)
         difference = float(correct[a].mean() - correct[b].mean())
-        comparisons.append({"a": a, "b": b, "mean_accuracy_difference": difference, "ci95": presence.interval(samples)})
+        comparisons.append({"a": a, "b": b, "mean_accuracy_difference": difference, "ci95": interval(samples)})
     return {"rows": rows, "comparisons": comparisons, "notes": notes}
 
 
@@ -173,9 +151,9 @@ def environment() -> dict:
     }
 
 
-def versions() -> dict:
+def versions(packages: Sequence[str] = PACKAGES) -> dict:
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

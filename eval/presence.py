@@ -153,26 +153,11 @@ def correct_matrix(
     return truth == answer_matrix(answers, truth, FIVE, uncertain)
 
 
-def patient_draws(patients: Sequence[str], resamples: int = 1000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Bootstrap by patient: films of one patient are drawn together, because their errors hang together.
-
-    Returns (index [n] of each study's patient, counts [resamples, patients]: how often a resample drew the patient).
-    """
-    names, index = np.unique(np.asarray(patients), return_inverse=True)
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    return index, draws
-
-
 def bootstrap_mean(correct: np.ndarray, index: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Mean accuracy over the findings in every resample: [resamples]. `correct` is [n, findings], boolean or a
-    difference of two such matrices (for a paired interval); `index` and `draws` as `patient_draws` returns them."""
+    difference of two such matrices (for a paired interval); `index` and `draws` as
+    `eval.statistics.patient_draws` returns them."""
     values = np.asarray(correct, float).mean(1)
     patients = draws.shape[1]
     sums, sizes = np.bincount(index, values, patients), np.bincount(index, minlength=patients)
     return (draws @ sums) / (draws @ sizes)
-
-
-def interval(samples: np.ndarray, level: float = 0.95) -> list[float]:
-    """Percentile interval [low, high]."""
-    tail = (1 - level) / 2
-    return [float(x) for x in np.quantile(samples, [tail, 1 - tail])]

@@ -11,6 +11,7 @@ import argparse
 import base64
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from PIL import Image
 
 from data.errors import UserError, run_cli
 from data.files import read_jsonl, write_atomic
+from data.images import decode_problem, file_problem
 from data.records import image_paths, read_studies, root_of
 from eval import charts, phantom, presence
 from eval.presence import FIVE
@@ -76,14 +78,14 @@ def pick_samples(studies: Sequence[dict], count: int = 6) -> list[dict]:
 
 def film_uri(path) -> str:
     """A film as a data: URI (PNG, grey, shrunk to at most FILM_SIDE)."""
-    try:
-        with Image.open(path) as film:
-            film = film.convert("L")
-            film.thumbnail((FILM_SIDE, FILM_SIDE))
-            buffer = io.BytesIO()
-            film.save(buffer, "PNG", optimize=True)
-    except OSError as error:
-        raise UserError(f"{path}: film cannot be read ({type(error).__name__}); check --image-root") from None
+    problem = file_problem(path, os.sep) or decode_problem(path)
+    if problem:
+        raise UserError(f"film {path} {problem}; or check --image-root")
+    with Image.open(path) as film:
+        film = film.convert("L")
+        film.thumbnail((FILM_SIDE, FILM_SIDE))
+        buffer = io.BytesIO()
+        film.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -1,8 +1,23 @@
 #!/usr/bin/env bash
-# Scores one checkpoint on studies with known findings: its greedy answers, then presence accuracy by finding beside the
-# teachers, the majority class and the consensus that the studies carry.
+# Scores one checkpoint: on benchmarks, or on studies with known findings.
+#
+#   bash scripts/evaluate.sh CHECKPOINT --benchmark NAME [--benchmark NAME ...] --data-root DIR [--out DIR] [options]
+#   bash scripts/evaluate.sh --predictions FILE --benchmark NAME --data-root DIR [--out DIR] [options]
+#
+# Benchmarks (docs/evaluation.md): results.json, table.md, report.html and the answers by item under --out. The second
+# form scores existing answers of any model, without a GPU.
+#
+#   --data-root DIR    folder with the benchmark's tables and films; NAME=DIR where several benchmarks have their own
+#   --set KEY=VALUE    an option of the benchmark, such as truth=chexpert
+#   --out DIR          (default: runs/evaluate)
+#   --gpus N           one process a GPU on N GPUs of this machine; --shard i/n does a part on each of several machines
+#   --train STUDIES    count the overlap with the training studies; --exclude-overlap leaves it out
+#   and all others of `python -m eval.run --help`
 #
 #   bash scripts/evaluate.sh CHECKPOINT STUDIES.jsonl [--image-root DIR] [--out DIR] [options]
+#
+# Studies: greedy answers, then presence accuracy by finding beside the teachers, the majority class and the consensus
+# that the studies carry.
 #
 #   CHECKPOINT         checkpoint-N of a training run (full weights or a LoRA adapter), or a model folder
 #   STUDIES.jsonl      study records with `findings` (data/README.md); --studies FILE says the same
@@ -13,7 +28,7 @@
 #   --limit N          only the first N studies of the split
 #   --seed N           of the bootstrap                       (default: 0)
 #   --uncertain STATE  "possible ..." counts as present or absent (default: present)
-#   --base DIR, --max-new-tokens N, --batch-size N, --device cuda|cpu, --overwrite   as in `python -m eval.predict --help`
+#   --base DIR, --max-new-tokens N, --batch-size N, --device cuda|cpu, --overwrite, --allow-outside   as in `python -m eval.predict --help`
 #
 # Interrupted, the same command goes on where it stopped. On a GPU it runs in bfloat16, on a CPU in float32.
 set -euo pipefail
@@ -27,12 +42,48 @@ fail() {
 }
 
 [[ $# -gt 0 ]] || { usage >&2; exit 2; }
+# With --benchmark everything but --gpus goes to eval.run.
+on_benchmarks=""
+for word in "$@"; do
+    case $word in --benchmark | --benchmark=*) on_benchmarks=1 ;; esac
+done
+if [[ $on_benchmarks ]]; then
+    gpus=1 words=()
+    while [[ $# -gt 0 ]]; do
+        case $1 in
+            -h | --help) usage; exit 0 ;;
+            --gpus) [[ $# -ge 2 ]] || fail "--gpus needs a value"; gpus=$2; shift ;;
+            --gpus=*) gpus=${1#*=} ;;
+            *) words+=("$1") ;;
+        esac
+        shift
+    done
+    [[ $gpus =~ ^[1-9][0-9]*$ ]] || fail "--gpus $gpus: must be a whole number from 1"
+    # shellcheck source=scripts/env.sh
+    . "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
+    [[ $gpus -gt 1 ]] || exec "$PYTHON" -P -m eval.run "${words[@]}"
+    for word in "${words[@]}"; do
+        case $word in --shard | --shard=* | --predictions | --predictions=*) fail "--gpus and ${word%%=*}: give one" ;; esac
+    done
+    IFS=, read -r -a devices <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((gpus - 1)))}"
+    [[ ${#devices[@]} -ge $gpus ]] || fail "--gpus $gpus: CUDA_VISIBLE_DEVICES names ${#devices[@]} only"
+    pids=() status=0
+    trap 'kill "${pids[@]}" 2>/dev/null || true' INT TERM
+    for ((i = 1; i <= gpus; i++)); do
+        CUDA_VISIBLE_DEVICES=${devices[i - 1]} "$PYTHON" -P -m eval.run "${words[@]}" --shard "$i/$gpus" &
+        pids+=($!)
+    done
+    # The process that finishes last joins the answers and scores; one that failed leaves the rest to a second run.
+    for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+    exit "$status"
+fi
+
 checkpoint="" studies="" out="runs/evaluate" name="checkpoint"
 predict=() score=() both=()
 while [[ $# -gt 0 ]]; do
     case $1 in
         -h | --help) usage; exit 0 ;;
-        --overwrite) predict+=("$1"); shift; continue ;;
+        --overwrite | --allow-outside) predict+=("$1"); shift; continue ;;
         --*) [[ $# -ge 2 ]] || fail "$1 needs a value" ;;
         *)
             if [[ -z $checkpoint ]]; then

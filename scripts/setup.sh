@@ -2,7 +2,8 @@
 # Installs the pinned stack into the active virtual environment, or into .venv, which it makes if needed.
 #
 #     bash scripts/setup.sh           what CPU and GPU share (requirements.txt): about 7 GB, some minutes
-#     bash scripts/setup.sh --test    and what scripts/test.sh needs (requirements-test.txt)
+#     bash scripts/setup.sh --reports and the metrics of report generation (requirements-reports.txt)
+#     bash scripts/setup.sh --test    and what scripts/test.sh needs (requirements-reports.txt, requirements-test.txt)
 #     bash scripts/setup.sh --gpu     and flash-attn (requirements-gpu.txt); needs nvcc
 #
 # Run again, it returns at once unless a requirements file has changed. Needs Python 3.11 or 3.12.
@@ -19,13 +20,14 @@ files=(requirements.txt)
 gpu=
 for flag in "$@"; do
     case "$flag" in
-        --test) files+=(requirements-test.txt) ;;
+        --reports) files+=(requirements-reports.txt) ;;
+        --test) files+=(requirements-reports.txt requirements-test.txt) ;;
         --gpu) files+=(requirements-gpu.txt) gpu=1 ;;
         -h | --help)
             sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
             exit 0
             ;;
-        *) die "unknown flag $flag; write: bash scripts/setup.sh [--test] [--gpu]" ;;
+        *) die "unknown flag $flag; write: bash scripts/setup.sh [--reports] [--test] [--gpu]" ;;
     esac
 done
 

@@ -5,6 +5,7 @@ from sklearn.metrics import balanced_accuracy_score
 from data.errors import UserError
 from eval import presence
 from eval.presence import FIVE
+from eval.statistics import interval, patient_draws
 
 PRESENT, ABSENT = ("present", None), ("absent", None)
 
@@ -114,19 +115,19 @@ def test_truth_without_findings_is_refused():
 def test_bootstrap_is_deterministic_and_draws_whole_patients():
     patients = ["a", "a", "b", "b", "c"]
     correct = np.array([[1] * 5, [1] * 5, [0] * 5, [0] * 5, [1] * 5], bool)
-    runs = [presence.bootstrap_mean(correct, *presence.patient_draws(patients, 500, seed=7)) for _ in range(2)]
+    runs = [presence.bootstrap_mean(correct, *patient_draws(patients, 500, seed=7)) for _ in range(2)]
     assert np.array_equal(*runs)
-    other = presence.bootstrap_mean(correct, *presence.patient_draws(patients, 500, seed=8))
+    other = presence.bootstrap_mean(correct, *patient_draws(patients, 500, seed=8))
     assert not np.array_equal(runs[0], other)
     # Whole patients: with counts a, b, c the mean can only be (2a + c) / (2a + 2b + c).
-    _, draws = presence.patient_draws(patients, 500, seed=7)
+    _, draws = patient_draws(patients, 500, seed=7)
     assert (draws.sum(1) == 3).all()
     a, b, c = draws.T
     assert np.allclose(runs[0], (2 * a + c) / (2 * a + 2 * b + c))
-    low, high = presence.interval(runs[0])
+    low, high = interval(runs[0])
     assert 0 <= low < correct.mean() < high <= 1
 
 
 def test_a_perfect_row_has_no_spread():
-    index, draws = presence.patient_draws(["a", "b"], 50)
+    index, draws = patient_draws(["a", "b"], 50)
     assert set(presence.bootstrap_mean(np.ones((2, 5), bool), index, draws)) == {1.0}

@@ -1,0 +1,326 @@
+"""Evaluate a checkpoint, or the answers of any model, on benchmarks: one results file, one Markdown table, one page.
+
+    python -m eval.run CHECKPOINT --benchmark NAME [--benchmark NAME ...] --data-root DIR --out DIR
+    python -m eval.run --predictions FILE --benchmark NAME --data-root DIR --out DIR      # scores without a GPU
+
+Writes OUT/results.json, OUT/table.md, OUT/report.html, and for each benchmark OUT/NAME/predictions.jsonl (one row an
+item, resumable) and OUT/NAME/per_item.jsonl (what was counted for each). docs/evaluation.md describes them.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from apo.compare import parse_shard
+from data import checkpoints, manifest
+from data.errors import UserError, refuse_below_one, run_cli
+from data.files import dump_line, sha256_file, write_atomic
+from eval import asking, benchmarks, phantom, predict, run_page, table, training_set
+from eval.items import Benchmark
+
+SCHEMA = 2
+LEVEL = 0.95
+PACKAGES = (*phantom.PACKAGES, "scipy", "statsmodels", "vllm", "pycocoevalcap", "sacrebleu", "rouge-score")
+
+
+def split_settings(pairs: Sequence[str], names: Sequence[str], flag: str) -> dict[str, dict[str, str]]:
+    """--set KEY=VALUE (for every benchmark) and NAME:KEY=VALUE (for one) -> {benchmark: {key: value}}."""
+    found: dict[str, dict[str, str]] = {name: {} for name in names}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        scope, colon, inner = key.partition(":")
+        if not equals or not key or (colon and not inner):
+            raise UserError(f"{flag} {pair}: write KEY=VALUE, or BENCHMARK:KEY=VALUE for one of several benchmarks")
+        if colon and scope not in found:
+            raise UserError(f"{flag} {pair}: {scope} is not among the benchmarks of this run ({', '.join(names)})")
+        for name in [scope] if colon else names:
+            if (inner if colon else key) in found[name]:
+                raise UserError(f"{flag} {pair}: {inner if colon else key} is given twice; keep one")
+            found[name][inner if colon else key] = value
+    return found
+
+
+def data_roots(values: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
+    """--data-root DIR (for every benchmark without its own) and NAME=DIR (for one) -> {benchmark: folder}."""
+    roots: dict[str, Path] = {}
+    common = None
+    for value in values:
+        name, equals, folder = value.partition("=")
+        if equals and name in names:
+            roots[name] = Path(folder)
+        elif common is not None:
+            raise UserError(f"--data-root {value}: two folders for all benchmarks; write BENCHMARK=DIR for each")
+        else:
+            common = Path(value)
+    for name in names:
+        if name not in roots and common is None:
+            raise UserError(f"{name}: no --data-root; name the folder with its tables and films")
+        roots.setdefault(name, common)
+    return roots
+
+
+def check_items(benchmark: Benchmark) -> Benchmark:
+    """Refuse a benchmark without items, with an id twice, or with an item without a patient."""
+    if not benchmark.items:
+        raise UserError(f"{benchmark.name}: no item to score; check --data-root, --set and --limit")
+    seen = set()
+    for item in benchmark.items:
+        if item.id in seen:
+            raise UserError(f"{benchmark.name}: id {item.id} comes twice; mend the tables")
+        if not item.patient:
+            raise UserError(f"{benchmark.name}: item {item.id} has no patient; mend the tables")
+        seen.add(item.id)
+    return benchmark
+
+
+class Checkpoint:
+    """The checkpoint, described at once and loaded at the first question."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.info = checkpoints.describe(args.checkpoint, args.base)
+        self.fingerprint = checkpoints.fingerprint(args.checkpoint, args.base)
+        self.device = args.device or predict.best_device()
+        self.loaded = None
+
+    def record(self) -> dict:
+        """What results.json says of the checkpoint."""
+        told = {key: self.info[key] for key in ("kind", "stage")}
+        return {"folder": Path(self.args.checkpoint).name, "fingerprint": self.fingerprint, **told}
+
+    def decoding(self, kind: str) -> dict:
+        engine = {"backend": self.args.backend, "dtype": "bfloat16" if self.device == "cuda" else "float32"}
+        if kind == "yesno":
+            return {"method": "P(yes) / (P(yes) + P(no)) at the first answer token", **engine}
+        return {"method": "greedy", "max_new_tokens": self.args.max_new_tokens, **engine}
+
+    def ask(self, kind: str, prompts: Sequence[tuple[str, Sequence[str]]]) -> list[dict]:
+        if self.loaded is None:
+            from apo.student_engine import Student as Engine
+
+            one = {"backend": self.args.backend, "device": self.device, "batch_size": self.args.batch_size}
+            self.loaded = Engine(self.info, **one)
+        if kind == "yesno":
+            from eval.yesno import p_yes
+
+            return p_yes(self.loaded, prompts)
+        return predict.greedy(self.loaded, prompts, self.args.max_new_tokens)
+
+
+def ask_benchmark(
+    checkpoint: Checkpoint, benchmark: Benchmark, folder: Path, args: argparse.Namespace, overwrite: bool = False
+) -> dict | None:
+    """{"answers", "no_image" (None where it is not asked for)}, or None while other shards are not finished."""
+    kind, decoding = benchmark.kind, checkpoint.decoding(benchmark.kind)
+    meta = {"checkpoint": checkpoint.fingerprint, "benchmark": benchmark.name, **decoding}
+    rows = asking.rows_of(benchmark)
+    meta["items"] = asking.digest_of(benchmark)
+    common = {"kind": kind, "batch_size": args.batch_size, "overwrite": overwrite}
+    ask = partial(checkpoint.ask, kind)
+    without = questions = None
+    if not args.skip_no_image and any(item.images for item in benchmark.items):
+        questions = asking.rows_of(benchmark, image=False)
+        path = asking.file_of(folder, asking.NO_IMAGE)
+        if args.shard[0] == 1:
+            given = asking.ask_all(questions, ask, folder, asking.NO_IMAGE, meta, **common)
+        elif asking.finished(path, questions, meta, kind):
+            given = asking.read(path, questions, kind)
+        else:
+            given = None
+        by_id = {row["id"]: row for row in given or ()}
+        ids = [asking.question_id(asking.without_tags(item.prompt)) for item in benchmark.items]
+        without = given and [by_id[id_] for id_ in ids]
+    answers = asking.ask_all(rows, ask, folder, asking.PREDICTIONS, meta, shard=args.shard, **common)
+    return None if answers is None or (questions and not without) else {"answers": answers, "no_image": without}
+
+
+def answers_to(kept: Benchmark, asked: Benchmark, answers: Sequence[dict] | None) -> list[dict] | None:
+    """Those of the answers that are to items of `kept`, in its order."""
+    if answers is None:
+        return None
+    by_id = {item.id: answer for item, answer in zip(asked.items, answers, strict=True)}
+    return [by_id[item.id] for item in kept.items]
+
+
+def score_benchmark(
+    benchmark: Benchmark, asked: Mapping, folder: Path, decoding: dict, *, name: str, seed: int, resamples: int
+) -> dict:
+    """Score one benchmark and write its per_item.jsonl; returns its entry of results.json."""
+    module = benchmarks.module_of(benchmark.name)
+    draw = {"seed": seed, "resamples": resamples}
+    scored = module.score(benchmark, asked["answers"], **draw)
+    rows = [row if row.get("baseline") else row | {"name": named(row, name)} for row in scored["rows"]]
+    notes = [*benchmark.notes, *answer_notes(asked["answers"], decoding), *scored["notes"]]
+    if asked["no_image"] is not None:
+        blind = module.score(benchmark, asked["no_image"], **draw)
+        extra = [row | {"name": f"{named(row, name)}, no image"} for row in blind["rows"] if not row.get("baseline")]
+        at = max(i for i, row in enumerate(rows) if not row.get("baseline")) + 1
+        rows[at:at] = extra
+        notes += [f"no image: {note}" for note in blind["notes"] if note not in scored["notes"]]
+    elif any(item.images for item in benchmark.items):
+        notes.append("no no-image row: the answers without films were not given or not asked for")
+    else:
+        notes.append("no no-image row: the questions have no films")
+    patients = {item.id: item.patient for item in benchmark.items}
+    lines = [dump_line({"id": one["id"], "patient": patients[one["id"]], **one}) for one in scored["per_item"]]
+    per_item = folder / "per_item.jsonl"
+    write_atomic(per_item, b"".join(lines))
+    return {
+        "kind": benchmark.kind,
+        "protocol": benchmark.protocol,
+        "fingerprint": benchmark.fingerprint,
+        "decoding": decoding,
+        "n": len(benchmark.items),
+        "patients": len(set(patients.values())),
+        "rows": rows,
+        "per_item_file": f"{folder.name}/{per_item.name}",
+        "notes": notes,
+    }
+
+
+def named(row: Mapping, name: str) -> str:
+    """The row's name with the checkpoint's in place of "student"."""
+    return row["name"].replace("student", name, 1)
+
+
+def answer_notes(answers: Sequence[Mapping], decoding: Mapping) -> list[str]:
+    """What must be said of text answers: how many were cut off, how many are empty."""
+    cut = sum(one.get("finish_reason") == "length" for one in answers)
+    empty = sum("text" in one and not one["text"].strip() for one in answers)
+    limit = f" at {decoding['max_new_tokens']} tokens" if "max_new_tokens" in decoding else ""
+    notes = [f"{cut} of {len(answers)} answers were cut off{limit} and are read as far as they go"] if cut else []
+    return notes + ([f"{empty} of {len(answers)} answers are empty"] if empty else [])
+
+
+def read_given(args: argparse.Namespace, benchmark: Benchmark) -> tuple[dict, dict]:
+    """(answers as `ask_benchmark` returns them, decoding) of --predictions and --no-image-predictions."""
+    path, blind = args.predictions, args.no_image_predictions
+    decoding = {"predictions": path.name, "sha256": sha256_file(path)}
+    asked = {"answers": asking.read_given(path, benchmark), "no_image": None}
+    if blind:
+        decoding |= {"no_image_predictions": blind.name, "no_image_sha256": sha256_file(blind)}
+        asked["no_image"] = asking.read_given(blind, benchmark)
+    return asked, decoding
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m eval.run", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("checkpoint", nargs="?", help="a checkpoint-N folder (full or LoRA) or a model folder")
+    add("--benchmark", action="append", required=True, metavar="NAME", help="one of the benchmarks; may be repeated")
+    add(
+        "--data-root",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder of the data, for all benchmarks; BENCHMARK=DIR for one of several",
+    )
+    add("--out", type=Path, default=Path("runs/evaluate"), help="folder to write or go on with (default: %(default)s)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the benchmark (or BENCHMARK:KEY)")
+    add("--limit", type=int, help="only the first N units of each benchmark, for a trial")
+    add("--predictions", type=Path, metavar="FILE", help="score these answers; no checkpoint and no films are needed")
+    add("--no-image-predictions", type=Path, metavar="FILE", help="with --predictions: the answers without films")
+    add("--skip-no-image", action="store_true", help="leave out the no-image row")
+    add(
+        "--missing-films", choices=("error", "drop"), default="error", help="drop: leave their items out and count them"
+    )
+    add("--train", type=Path, metavar="STUDIES", help="training studies (default: those that launch.json names)")
+    add("--train-images", type=Path, metavar="DIR", help="their image root (default: the folder of --train)")
+    add("--exclude-overlap", action="store_true", help="leave out the items that overlap with the training studies")
+    add("--name", default="checkpoint", help="name of the row (default: checkpoint)")
+    add("--seed", type=int, default=0, help="of option orders and of the bootstrap (default: 0)")
+    add("--resamples", type=int, default=1000, help="bootstrap resamples by patient (default: 1000)")
+    add("--shard", default="1/1", metavar="i/n", help="ask every n-th item; the last shard to finish joins and scores")
+    add("--base", help="for an adapter: its base model, if not where args.json says")
+    add("--backend", choices=("transformers", "vllm"), default="transformers")
+    add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
+    add("--max-new-tokens", type=int, default=512, help="answers are cut off here (default: 512)")
+    add("--batch-size", type=int, default=8, help="questions a forward pass (default: 8)")
+    add("--overwrite", action="store_true", help="begin again even if there are answers of other settings")
+    args = parser.parse_args(argv)
+    refuse_below_one(args, "limit", "resamples", "max_new_tokens", "batch_size")
+    args.shard = parse_shard(args.shard)
+    args.benchmark = list(dict.fromkeys(args.benchmark))
+    for name in args.benchmark:
+        benchmarks.module_of(name)
+    if (args.checkpoint is None) == (args.predictions is None):
+        raise UserError("give either a checkpoint to ask or --predictions FILE to score")
+    if args.predictions and len(args.benchmark) > 1:
+        raise UserError("--predictions: holds the answers to one benchmark; give one --benchmark")
+    if args.no_image_predictions and not args.predictions:
+        raise UserError("--no-image-predictions: only with --predictions; a checkpoint is asked without films anyway")
+    if args.predictions and args.shard != (1, 1):
+        raise UserError("--shard: existing predictions are scored as a whole; leave it out")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    checkpoint = Checkpoint(args) if args.checkpoint else None
+    options = split_settings(args.set, args.benchmark, "--set")
+    roots = data_roots(args.data_root, args.benchmark)
+    files, unknown = ([args.train], []) if args.train else training_set.studies_of(args.checkpoint or args.predictions)
+    loaded = {}
+    for name in args.benchmark:
+        module = benchmarks.module_of(name)
+        one = module.load(name, roots[name], seed=args.seed, limit=args.limit, options=options[name])
+        one = asking.with_films(check_items(one), args.missing_films == "drop") if checkpoint else check_items(one)
+        # Overlapping items are asked too and left out of the scores: the answers then serve both.
+        kept = training_set.checked(one, files, unknown, images=args.train_images, excluded=args.exclude_overlap)
+        loaded[name] = one, kept
+    found, waiting = {}, []
+    if checkpoint:
+        for name, (benchmark, _) in loaded.items():
+            print(f"{name}: {len(benchmark.items)} items", flush=True)
+            ask_benchmark(checkpoint, benchmark, args.out / name, args, args.overwrite)
+    # Collected only now: another shard may have finished an earlier benchmark while this one asked a later one.
+    for name, (benchmark, kept) in loaded.items():
+        if checkpoint:
+            decoding = checkpoint.decoding(benchmark.kind)
+            asked = ask_benchmark(checkpoint, benchmark, args.out / name, args)
+        else:
+            asked, decoding = read_given(args, benchmark)
+        if asked is None:
+            waiting.append(name)
+        else:
+            found[name] = {key: answers_to(kept, benchmark, rows) for key, rows in asked.items()}, decoding
+    if waiting:
+        i, n = args.shard
+        print(f"shard {i}/{n} is finished; the other shards are not yet, of: {', '.join(waiting)}")
+        print("the shard that finishes last scores; run any shard again to score later")
+        return 0
+    draw = {"name": args.name, "seed": args.seed, "resamples": args.resamples}
+    scored = {
+        name: score_benchmark(loaded[name][1], asked, args.out / name, decoding, **draw)
+        for name, (asked, decoding) in found.items()
+    }
+    environment = phantom.environment()
+    del environment["made"]  # the same answers give the same bytes
+    environment["code"] = manifest.code()
+    results = {
+        "schema": SCHEMA,
+        "name": args.name,
+        "checkpoint": checkpoint and checkpoint.record(),
+        "seed": args.seed,
+        "limit": args.limit,
+        "bootstrap": {"unit": "patient", "resamples": args.resamples, "seed": args.seed, "level": LEVEL},
+        "benchmarks": scored,
+        "versions": phantom.versions(PACKAGES),
+        "environment": environment,
+    }
+    write_atomic(args.out / "results.json", json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = table.markdown(results)
+    write_atomic(args.out / "table.md", text)
+    write_atomic(args.out / "report.html", run_page.render(results))
+    print(text)
+    if args.limit:
+        print(f"note: --limit {args.limit}: a trial, not the benchmark", file=sys.stderr)
+    print(f"written: {args.out / 'results.json'}, table.md, report.html")
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

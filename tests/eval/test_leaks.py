@@ -1,0 +1,166 @@
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from data.errors import UserError
+from data.records import write_studies
+from eval import film_hash, leaks
+from eval.items import Benchmark, Item
+from tests.eval import sets_tree
+from tests.eval.cases import study
+
+
+def trained(folder, patients, *, source="mimic-cxr", split="train", films=()):
+    """A file of training studies s0, s1, ... of the given patients, with one film each."""
+    rows = []
+    for number, patient in enumerate(patients):
+        name = films[number] if number < len(films) else f"train-{number}.png"
+        sets_tree.film(folder / "films" / name, 100 + number)
+        row = study(number, {}, split=split)
+        rows.append(row | {"id": f"s{number}", "patient": patient, "source": source, "images": [f"films/{name}"]})
+    write_studies(folder / "train.jsonl", rows)
+    return folder / "train.jsonl"
+
+
+def benchmark(folder, rows, name="ms-cxr-t-presence"):
+    items = []
+    for number, (patient, study_id, film) in enumerate(rows):
+        path = folder / "bench" / film
+        if not path.exists():
+            sets_tree.film(path, 500 + number)
+        items.append(Item(f"i{number}", patient, study_id, (str(path),), "q", {}))
+    return Benchmark(name, "generate", tuple(items), {"rows": len(items)}, {}, ("before",))
+
+
+def test_overlap_by_patient_study_and_film_name(tmp_path):
+    known = leaks.read_trained(trained(tmp_path, ["p1", "p2"], films=["dicom-a.png", "dicom-b.png"]))
+    rows = [("p1", "s7", "x.png"), ("p9", "s1", "y.png"), ("p8", "s8", "dicom-b.jpg"), ("p7", "s9", "z.png")]
+    found = leaks.find(benchmark(tmp_path, rows), known, films="names")
+    assert found["item_ids"]["patient"] == ["i0"] and found["item_ids"]["study"] == ["i1"]
+    assert found["item_ids"]["film name"] == ["i2"] and found["overlapping_items"] == 3
+    assert found["by_level"]["patient"] == {"items": 1, "shared": 1}
+    assert leaks.notes_of(found) == [
+        "overlap with 2 training studies (train.jsonl), compared by ids and film names: 3 of 4 items; by level, items "
+        "(shared patients, studies or films): patient 1 (1), study 1 (1), film name 1 (1)"
+    ]
+
+
+def test_ids_of_another_hospital_are_not_compared(tmp_path):
+    known = leaks.read_trained(trained(tmp_path, ["p1"], source="chestx-ray14"))
+    one = benchmark(tmp_path, [("p1", "s0", "train-0.png")])
+    found = leaks.find(one, known, films="names")
+    assert found["overlapping_items"] == 0 and not found["ids_compared"]
+    assert leaks.notes_of(found)[0].endswith("is unknown: no shared ids, and films were not compared")
+    assert any("byte for byte only" in note for note in leaks.checked(one, known).notes)
+    same = leaks.find(benchmark(tmp_path, [("p1", "s0", "train-0.png")], "chestx-ray14"), known, films="names")
+    assert same["overlapping_items"] == 1
+
+
+def test_only_the_split_that_was_trained_on_counts(tmp_path):
+    path = trained(tmp_path, ["p1"], split="validate")
+    with pytest.raises(UserError, match='no study of split "train".*--split all'):
+        leaks.read_trained(path)
+    found = leaks.find(benchmark(tmp_path, [("p1", "", "x.png")]), leaks.read_trained(path, split="all"), films="names")
+    assert found["overlapping_items"] == 1
+
+
+def test_films_are_found_again_by_bytes_and_by_pixels(tmp_path):
+    known = leaks.read_trained(trained(tmp_path, ["p1", "p2"], source="elsewhere"))
+    folder = tmp_path / "bench"
+    folder.mkdir()
+    shutil.copy(tmp_path / "films" / "train-0.png", folder / "copy.png")
+    with Image.open(tmp_path / "films" / "train-1.png") as image:
+        image.resize((48, 42)).save(folder / "smaller.jpg", quality=80)
+    rows = [("a", "", "copy.png"), ("b", "", "smaller.jpg"), ("c", "", "other.png")]
+    one = benchmark(tmp_path, rows, "chestx-det10")
+    found = leaks.find(one, known)
+    assert found["films_compared"] == ["bytes", "pixels"]
+    assert found["item_ids"]["film bytes"] == ["i0"] and found["item_ids"]["film pixels"] == ["i0", "i1"]
+    assert found["pairs"][0] == {"film": "copy", "trained": "train-0", "bits": 0}
+    assert found["pairs"][1]["trained"] == "train-1" and 0 < found["pairs"][1]["bits"] <= film_hash.DISTANCE
+    assert leaks.find(one, known, films="bytes")["overlapping_items"] == 1
+
+
+def test_missing_films_are_counted_not_hidden(tmp_path):
+    path = trained(tmp_path, ["p1", "p2"], source="elsewhere")
+    (tmp_path / "films" / "train-1.png").unlink()
+    found = leaks.find(benchmark(tmp_path, [("a", "", "x.png")]), leaks.read_trained(path))
+    assert found["not_compared"] == 1
+    assert "1 films are missing and were not compared by their contents" in leaks.notes_of(found)
+
+
+def test_overlapping_items_are_excluded_and_the_foot_says_so(tmp_path):
+    known = leaks.read_trained(trained(tmp_path, ["p1"]))
+    one = benchmark(tmp_path, [("p1", "", "x.png"), ("p2", "", "y.png")])
+    noted = leaks.checked(one, known, films="names")
+    assert noted.items == one.items and noted.fingerprint["overlap_with_training"]["overlapping_items"] == 1
+    kept = leaks.checked(one, known, excluded=True, films="names")
+    assert [item.id for item in kept.items] == ["i1"] and kept.notes[0] == "before"
+    assert kept.notes[-1] == "1 of 2 items left out because they overlap with the training studies"
+    assert kept.fingerprint["overlapping_items_excluded"] == 1
+    with pytest.raises(UserError, match="nothing is left to score"):
+        leaks.checked(benchmark(tmp_path, [("p1", "", "x.png")]), known, excluded=True, films="names")
+
+
+def test_the_command_line_takes_names_and_files(tmp_path, capsys):
+    path = trained(tmp_path, ["p1", "901"], source="chestx-ray14")
+    (tmp_path / "nih").mkdir()
+    sets_tree.nih(tmp_path / "nih")
+    other = tmp_path / "other"
+    other.mkdir()
+    test = trained(other, ["p1"], source="chestx-ray14", split="test")
+    out = tmp_path / "leaks.json"
+    leaks.main([str(path), "chestx-ray14", str(test), "--data-root", str(tmp_path / "nih"), "--out", str(out)])
+    printed = capsys.readouterr().out
+    assert "same patient: 28 items, 1 shared" in printed and "train.jsonl: 1 items, 1 patients" in printed
+    first, second = json.loads(out.read_text())
+    assert first["by_level"]["patient"] == {"items": 28, "shared": 1}
+    assert second["item_ids"]["patient"] == ["s0"] and second["item_ids"]["film bytes"] == ["s0"]
+    with pytest.raises(UserError, match="no such benchmark"):
+        leaks.main([str(path), "chestxray14", "--data-root", str(tmp_path)])
+    with pytest.raises(UserError, match="--distance 256: from 0 to 255"):
+        leaks.main([str(path), str(test), "--distance", "256"])
+
+
+def test_pixel_hashes_know_pictures_apart(tmp_path):
+    paths = [str(sets_tree.film(tmp_path / f"{i}.png", i, size=(200, 160))) for i in range(30)]
+    hashes = film_hash.pixel_hashes(paths)
+    assert film_hash.near(hashes, hashes) == {i: (i, 0) for i in range(30)}
+    assert film_hash.near(hashes[:15], hashes[15:]) == {}
+    shades = tmp_path / "shades.png"
+    with Image.open(paths[0]) as image:
+        image.point([int(255 * (v / 255) ** 0.8) for v in range(256)]).save(shades)
+    ((_, (nearest, bits)),) = film_hash.near([film_hash.pixel_hash(str(shades))], hashes).items()
+    assert nearest == 0 and bits <= film_hash.DISTANCE
+
+
+def test_sixteen_bits_look_like_their_eight_bit_copy(tmp_path):
+    eight = sets_tree.film(tmp_path / "8.png", 1, size=(200, 160))
+    with Image.open(eight) as image:
+        sixteen = image.convert("I").point(lambda v: v * 16)
+        sixteen.convert("I;16").save(tmp_path / "16.png")
+    one, other = (film_hash.pixel_hash(str(tmp_path / name)) for name in ("8.png", "16.png"))
+    assert film_hash.near([one], [other], 2)
+
+
+def test_the_cache_spares_reading_and_notices_a_changed_film(tmp_path, monkeypatch):
+    paths = [str(sets_tree.film(tmp_path / f"{i}.png", i)) for i in range(3)]
+    cache = tmp_path / "hashes.jsonl"
+    first = film_hash.pixel_hashes(paths, cache=cache)
+    read = []
+    whole = film_hash.pixel_hash
+    monkeypatch.setattr(film_hash, "pixel_hash", lambda path: read.append(path) or whole(path))
+    assert film_hash.pixel_hashes(paths, cache=cache) == first and read == []
+    sets_tree.film(tmp_path / "1.png", 9, size=(80, 80))
+    assert film_hash.pixel_hashes(paths, cache=cache)[1] != first[1] and read == [paths[1]]
+    cache.write_text('{"film": "x", "hash": "00"}\n')
+    with pytest.raises(UserError, match=":1: not a film hash"):
+        film_hash.pixel_hashes(paths, cache=cache)
+
+
+def test_a_damaged_film_is_named(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="bad.png: cannot be read as an image"):
+        film_hash.pixel_hash(str(tmp_path / "bad.png"))
