@@ -7,9 +7,10 @@ from swift.utils import get_logger
 from torch import nn
 
 from apo import group
-from apo.attention import SHAPES_KEY, refuse_sliding_window, use_split_attention
+from apo.attention import SHAPES_KEY, refuse_sliding_window, row_segments, shared_mask, use_split_attention
 from apo.head import logps_head
 from apo.options import Options
+from apo.refusals import refuse_settings
 
 logger = get_logger()
 
@@ -35,18 +36,17 @@ def check_template(template, args) -> None:
     Raises:
         ValueError: the setting, the reason and the flag to change.
     """
-    if getattr(args, "use_liger_kernel", False):
-        raise ValueError("--use_liger_kernel replaces the head that the log-probs are read from; set it to false")
-    if template.padding_free or template.packing:
-        raise ValueError("--padding_free and --packing cut studies apart; set both to false")
-    if template.sequence_parallel_size > 1:
-        raise ValueError("--sequence_parallel_size must be 1: a study's responses share one prefix")
-    if template.padding_side != "right":
-        raise ValueError("--padding_side must be right: responses are found by their place behind the prefix")
-    if template.truncation_strategy not in ("raise", "delete"):
-        raise ValueError(
-            f"--truncation_strategy {template.truncation_strategy} would cut what all responses share; use delete"
-        )
+    refuse_settings(
+        {
+            "use_liger_kernel": getattr(args, "use_liger_kernel", None),
+            "padding_free": template.padding_free,
+            "packing": template.packing,
+            "sequence_parallel_size": template.sequence_parallel_size,
+            "padding_side": template.padding_side,
+            "truncation_strategy": template.truncation_strategy,
+            "loss_scale": template._loss_scale,
+        }
+    )
 
 
 def settle_attention(models: list[nn.Module], options: Options) -> Attention:
@@ -96,9 +96,9 @@ def forward_logps(
     if batch.shapes is not None and attention.kind == "split":
         inputs[SHAPES_KEY] = batch.shapes
     elif batch.shapes is not None:
-        segments = group.row_segments(batch.shapes, inputs["input_ids"].shape[1], inputs["input_ids"].device)
+        segments = row_segments(batch.shapes, inputs["input_ids"].shape[1], inputs["input_ids"].device)
         additive = unwrapped.dtype if attention.implementation == "eager" else None
-        inputs["attention_mask"] = group.shared_mask(segments, additive)
+        inputs["attention_mask"] = shared_mask(segments, additive)
     logger.info_once(
         "APO: a study is one row, its film and prompt shared"
         if batch.shapes is not None

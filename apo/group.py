@@ -13,10 +13,11 @@ from swift.template.base import MaxLengthError, Template
 from swift.template.template_inputs import StdTemplateInputs
 
 from apo import options
+from apo.refusals import refuse_settings
 
 MEDIA_TAGS = ("<image>", "<video>", "<audio>")
 # Whatever has one entry a token; all other keys of an encoded row belong to the film.
-GROUP_KEYS = ("responses", "response_keys", "length", "lengths")
+GROUP_KEYS = ("responses", "response_keys", "negative_weights", "length", "lengths")
 SEQUENCE_KEYS = ("input_ids", "labels", "loss_scale", "mm_token_type_ids", "token_type_ids")
 
 
@@ -77,6 +78,7 @@ def encode_group(
         ValueError: another prompt in a response, a weighted loss_scale, more than one trained turn.
         MaxLengthError: prefix and longest response exceed max_length; a film's tokens are never cut.
     """
+    refuse_settings({"loss_scale": template._loss_scale})
     messages = [response_message(chosen, other, f"{column}[{i}]") for i, other in enumerate(others)]
     prompt = text_only(chosen)
     max_length, template.max_length = template.max_length, None
@@ -112,6 +114,24 @@ def batch_keys(groups: list[dict[str, Any]]) -> tuple[str, ...] | None:
     return tuple(key for group in groups for key in group["response_keys"])
 
 
+def batch_weights(groups: list[dict[str, Any]]) -> list[float] | None:
+    """[S] weights of all responses, 1 for each consensus and where a study gives none; None when no study gives any.
+
+    Raises:
+        ValueError: a study has another number of weights than of negatives.
+    """
+    given = [group.get("negative_weights") for group in groups]
+    if all(weights is None for weights in given):
+        return None
+    found: list[float] = []
+    for group, weights in zip(groups, given, strict=True):
+        negatives = len(group["responses"]) - 1
+        if weights is not None and len(weights) != negatives:
+            raise ValueError(f"negative_weights has {len(weights)} entries for {negatives} negatives")
+        found += [1.0, *(weights or [1.0] * negatives)]
+    return found
+
+
 class Batch(NamedTuple):
     """A micro-batch of G studies with S responses and K response tokens, apart from what the model itself takes.
 
@@ -119,7 +139,8 @@ class Batch(NamedTuple):
     token is predicted by the last prefix token. `targets`: [K] token ids. `response`: [K] number of the response,
     0..S-1, study by study, consensus first. `group_sizes`: responses a study. `shapes`: for the shared layout, by row
     (prefix length, length of response 0, of response 1, ...); None for plain rows. `keys`: [S] names of the responses
-    in the reference cache; None without one.
+    in the reference cache; None without one. `weights`: [S] weights of the responses in the loss (1 for the consensus);
+    None where no study gives any.
     """
 
     index: torch.Tensor
@@ -128,6 +149,7 @@ class Batch(NamedTuple):
     group_sizes: list[int]
     shapes: tuple[tuple[int, ...], ...] | None = None
     keys: tuple[str, ...] | None = None
+    weights: list[float] | None = None
 
 
 # Where a Batch travels inside ms-swift's batch dictionaries, which move plain tensors between devices.
@@ -188,7 +210,7 @@ def collate(template: Template, groups: list[dict[str, Any]], chosen: options.Op
     """Collate studies in the layout that the options ask for; the Batch is under BATCH_KEY."""
     shared = chosen.layout == "shared" or (chosen.layout == "auto" and token_ratio(groups) >= chosen.shared_min_ratio)
     inputs, batch = (collate_shared if shared else collate_rows)(template, groups)
-    inputs[BATCH_KEY] = pack_batch(batch._replace(keys=batch_keys(groups)))
+    inputs[BATCH_KEY] = pack_batch(batch._replace(keys=batch_keys(groups), weights=batch_weights(groups)))
     return inputs
 
 
@@ -235,34 +257,3 @@ def collate_shared(template: Template, groups: list[dict[str, Any]]) -> tuple[di
     shapes = tuple((p, *map(len, group["responses"])) for p, group in zip(prefixes, groups, strict=True))
     sizes = [len(group["responses"]) for group in groups]
     return inputs, Batch(**_indices(starts, groups), group_sizes=sizes, shapes=shapes)
-
-
-def row_segments(shapes: tuple[tuple[int, ...], ...], length: int, device: torch.device) -> torch.Tensor:
-    """[B, length] what each token belongs to: 0 the prefix, i+1 response i of the study, -1 padding."""
-    segments = torch.full((len(shapes), length), -1, device=device)
-    for row, shape in enumerate(shapes):
-        numbers = torch.arange(len(shape), device=device)
-        segments[row, : sum(shape)] = numbers.repeat_interleave(
-            torch.tensor(shape, device=device), output_size=sum(shape)
-        )
-    return segments
-
-
-def shared_mask(segments: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    """Attention mask [B, 1, L, L] of the shared layout: a token sees, up to itself, the prefix and its own response.
-
-    Args:
-        segments: [B, L] as `row_segments` gives them.
-        dtype: None for a boolean mask (sdpa: True = may attend), else an additive mask of that dtype. Eager attention
-            ADDS its mask, so a boolean one would be silently wrong there.
-
-    Padding attends to itself alone: a row of nothing but -inf would make its softmax NaN.
-    """
-    length = segments.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    keys, queries = segments[:, None, :], segments[:, :, None]
-    allowed = causal & ((keys == 0) | (keys == queries)) & (keys >= 0) & (queries >= 0)
-    allowed = allowed | torch.eye(length, dtype=torch.bool, device=segments.device)
-    if dtype is None:
-        return allowed[:, None]
-    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]

@@ -96,13 +96,18 @@ def layer_saved(shape: Shape, setup: Setup) -> int:
 
 
 def attention_copies(shape: Shape, layout: Layout, study: Study, setup: Setup, dense: bool) -> int:
-    """Bytes that one layer's attention keeps beside `layer_saved`: keys and values repeated for every query head, in
-    the split path once more for every response together with the prefix (apo/attention.py)."""
-    repeated = 2 * setup.element_bytes * shape.query * layout.tokens
+    """Bytes that one layer's attention keeps beside `layer_saved`: keys and values repeated for every query head where
+    the kernel needs that (under a mask, and in float32), and in the split path once more for every response together
+    with the prefix, and the outputs of the pieces (apo/attention.py). The masks of responses are not counted: flash
+    kernels keep none."""
+    repeats = dense or setup.element_bytes == 4
+    repeated = 2 * setup.element_bytes * shape.query * layout.tokens if repeats else 0
     if dense or layout.rows > 1:
         return repeated
     responses = layout.targets // study.response
-    return repeated + 2 * setup.element_bytes * shape.query * responses * (study.prompt + study.response)
+    heads = shape.query if repeats else shape.key
+    outputs = setup.element_bytes * shape.query * layout.tokens
+    return repeated + outputs + 2 * setup.element_bytes * heads * responses * (study.prompt + study.response)
 
 
 def activations(

@@ -2,8 +2,8 @@
 
 - templates: placeholder ids from the processor, and a study with all its responses encoded as one group;
 - `swift sft` on rows with `positive_messages`: a study's trajectories behind one film and prompt (apo/learn.py);
-- `swift rlhf --rlhf_type dpo --loss_type plackett_luce`: the APO objective (apo/loss.py). Every other loss type runs
-  stock ms-swift DPO.
+- `swift rlhf --rlhf_type dpo --loss_type plackett_luce`: the APO objective (apo/loss.py), or `pairwise` for comparison.
+  Every other loss type runs stock ms-swift DPO.
 
 Kept thin: ms-swift loads this file under a private module name, and classes made here could not be pickled by spawned
 data-loader workers.

@@ -7,6 +7,7 @@ outside preference training the only change is where the placeholder ids come fr
 from typing import Any
 
 import torch
+from swift.dataset import RowPreprocessor
 from swift.template import TEMPLATE_MAPPING
 from swift.template.template_inputs import TemplateInputs
 from swift.template.templates.qwen import Qwen2_5VLTemplate, Qwen2VLTemplate, Qwen3VLTemplate
@@ -17,6 +18,7 @@ from apo.attention import SHAPES_KEY
 from apo.reference_cache import response_keys
 
 logger = get_logger()
+WEIGHTS = "negative_weights"  # a row's weights of its negatives in the loss, one for each (apo/loss.py)
 
 
 class GroupTemplateMixin:
@@ -47,7 +49,10 @@ class GroupTemplateMixin:
     @torch.inference_mode()
     def encode(self, inputs, return_template_inputs: bool = False, return_length: bool = False) -> dict[str, Any]:
         if self.mode != "train" or not isinstance(inputs, dict) or inputs.get("positive_messages") is None:
-            return super().encode(inputs, return_template_inputs, return_length)
+            encoded = super().encode(inputs, return_template_inputs, return_length)
+            if self.mode == "rlhf" and isinstance(inputs, dict) and inputs.get(WEIGHTS) is not None:
+                encoded[WEIGHTS] = [float(weight) for weight in inputs[WEIGHTS]]
+            return encoded
         study = TemplateInputs.from_dict(inputs)
         encoded = group.encode_group(self, study.chosen, study.positive, "positive_messages")
         length = encoded.pop("length")
@@ -112,6 +117,9 @@ SUBCLASSES = {
 
 
 def register_templates() -> None:
-    """Let every template name that uses one of the three stock classes use its subclass instead; safe to repeat."""
+    """Let every template name that uses one of the three stock classes use its subclass instead, and let rows keep
+    the weights of their negatives; safe to repeat."""
     for meta in TEMPLATE_MAPPING.values():
         meta.template_cls = SUBCLASSES.get(meta.template_cls, meta.template_cls)
+    if WEIGHTS not in RowPreprocessor.standard_keys:  # ms-swift drops the columns that it does not know
+        RowPreprocessor.standard_keys.append(WEIGHTS)

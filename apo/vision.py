@@ -1,5 +1,6 @@
 """One look at the film: a frozen vision tower runs once for policy and reference together."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -41,7 +42,8 @@ def one_look(towers: list[nn.Module]) -> Iterator[None]:
             seen = last.get("pixels")
             if seen is None or seen.shape != pixels.shape or not torch.equal(seen, pixels):
                 last.update(pixels=pixels, output=original(pixels, grid_thw, *args, **kwargs))
-            return last["output"]
+            # A copy, tensors shared: Qwen3-VL writes split features back into the output that it was given.
+            return copy.copy(last["output"])
 
         return forward
 

@@ -5,10 +5,11 @@ import torch
 from swift.template.base import MaxLengthError
 
 from apo import group
-from apo.attention import SHAPES_KEY, refuse_sliding_window, use_split_attention
+from apo.attention import SHAPES_KEY, refuse_sliding_window, row_segments, shared_mask, use_split_attention
 from apo.forward import sum_responses
 from apo.head import logps_head
 from apo.loss import plackett_luce
+from apo.options import Options
 from tests.apo.cases import load, make_rows
 
 
@@ -44,8 +45,9 @@ def test_negatives_as_full_conversations_or_alone_are_the_same(student, tmp_path
     assert template.encode(row)["responses"] == template.encode(full)["responses"]
 
 
-def run(student, groups, collate, *, float64=False, attention="mask"):
-    """Loss, token log-probs by response, and gradients of all parameters under one layout."""
+def run(student, groups, collate, *, float64=False, attention="mask", reference=None):
+    """Loss, token log-probs by response, and gradients of all parameters under one layout; `reference`: log-probs of
+    all responses alike, instead of a row of different ones."""
     model, template = student
     model = model.double() if float64 else model.float()
     inputs, batch = collate(template, [dict(g) for g in groups])
@@ -56,12 +58,15 @@ def run(student, groups, collate, *, float64=False, attention="mask"):
     if batch.shapes is not None and attention == "split":
         inputs[SHAPES_KEY] = batch.shapes
     elif batch.shapes is not None:
-        segments = group.row_segments(batch.shapes, length, model.device)
-        inputs["attention_mask"] = group.shared_mask(segments, model.dtype if attention == "eager" else None)
+        segments = row_segments(batch.shapes, length, model.device)
+        inputs["attention_mask"] = shared_mask(segments, model.dtype if attention == "eager" else None)
     model.zero_grad()
     with logps_head(model, batch.index, batch.targets, 16):
         logps = sum_responses(model(**inputs, use_cache=False).logits.flatten(), batch)
-    reference = -5.0 * logps.counts.double() + torch.arange(len(logps.counts))
+    if reference is None:
+        reference = -5.0 * logps.counts.double() + torch.arange(len(logps.counts))
+    else:
+        reference = torch.full_like(logps.sums, reference).detach()
     loss = plackett_luce(logps.sums, reference, batch.group_sizes, beta=0.1).losses.mean()
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -83,6 +88,38 @@ def test_shared_equals_rows(student, tmp_path, negatives):
     torch.testing.assert_close(loss, loss_rows, rtol=0, atol=1e-6)
     assert any("visual" in name for name in grads), "the vision tower must have been trained here"
     assert worst_relative(grads, grads_rows) < 1e-5
+
+
+@pytest.mark.parametrize("collate", [group.collate_shared, group.collate_rows])
+def test_order_of_studies_in_a_batch_does_not_matter(student, tmp_path, collate):
+    groups = encode(student[1], make_rows(tmp_path))
+    sizes = [sum(map(len, one["responses"])) for one in groups]
+
+    def by_study(order):
+        loss, logps, gradients, _ = run(student, [groups[i] for i in order], collate, reference=0.0)
+        pieces = logps.split([sizes[i] for i in order])
+        return loss, torch.cat([pieces[order.index(i)] for i in range(3)]), gradients
+
+    loss, logps, gradients = by_study([0, 1, 2])
+    turned_loss, turned, turned_gradients = by_study([2, 0, 1])
+    torch.testing.assert_close(turned, logps, rtol=0, atol=1e-5)
+    torch.testing.assert_close(turned_loss, loss, rtol=0, atol=1e-6)
+    assert worst_relative(turned_gradients, gradients) < 1e-5
+
+
+def test_layout_is_chosen_by_the_token_ratio(student, tmp_path):
+    _, template = student
+    groups = encode(template, make_rows(tmp_path, studies=2, negatives=(7, 5), films=(1, 1)))
+    ratio = group.token_ratio(groups)
+    assert ratio > 1.3
+
+    def shares(**chosen):
+        inputs = group.collate(template, [dict(one) for one in groups], Options(**chosen))
+        return inputs[group.BATCH_KEY].get("shapes") is not None
+
+    assert shares()
+    assert shares(shared_min_ratio=ratio - 0.01) and not shares(shared_min_ratio=ratio + 0.01)
+    assert shares(layout="shared", shared_min_ratio=99.0) and not shares(layout="rows")
 
 
 def test_shared_equals_rows_in_float64(student, tmp_path):
@@ -160,13 +197,13 @@ def test_responses_restart_behind_the_largest_prefix_position(student, tmp_path)
     first = inputs["position_ids"][:, 0, :prefix].max() + 1
     assert first < prefix, "a film takes more tokens than positions"
     for number in range(3):
-        segments = group.row_segments(batch.shapes, inputs["input_ids"].shape[1], "cpu")
+        segments = row_segments(batch.shapes, inputs["input_ids"].shape[1], "cpu")
         own = inputs["position_ids"][:, 0, segments[0] == number + 1]
         assert (own == torch.arange(first, first + own.shape[1])).all()
 
 
 def test_mask_by_hand():
-    segments = group.row_segments(((2, 2, 1), (1, 5)), 6, "cpu")
+    segments = row_segments(((2, 2, 1), (1, 5)), 6, "cpu")
     assert segments.tolist() == [[0, 0, 1, 1, 2, -1], [0, 1, 1, 1, 1, 1]]
     expected = torch.tensor(
         [
@@ -179,9 +216,9 @@ def test_mask_by_hand():
         ],
         dtype=torch.bool,
     )
-    assert torch.equal(group.shared_mask(segments, None)[0, 0], expected)
-    assert torch.equal(group.shared_mask(segments, None)[1, 0], torch.ones(6, 6, dtype=torch.bool).tril())
-    additive = group.shared_mask(segments, torch.float32)[0, 0]
+    assert torch.equal(shared_mask(segments, None)[0, 0], expected)
+    assert torch.equal(shared_mask(segments, None)[1, 0], torch.ones(6, 6, dtype=torch.bool).tril())
+    additive = shared_mask(segments, torch.float32)[0, 0]
     assert torch.equal(additive == 0, expected)
 
 

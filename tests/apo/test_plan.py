@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from apo import attention, flops, memory, shapes
+from apo.attention import row_segments, shared_mask
 from apo.flops import Setup, Study
-from apo.group import row_segments, shared_mask
 from apo.head import selected_logps
 from apo.plan import main
 from data.errors import UserError
