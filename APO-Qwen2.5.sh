@@ -24,7 +24,7 @@
 # Every argument of `swift rlhf` is a flag, and a key of the YAML; flags win. `--loss_type sigmoid` runs stock DPO.
 # `dataset` takes study records with a consensus (scripts/compare.sh writes them) or ms-swift rows with
 # `negative_messages`. Studies that give no row: --on_missing_consensus drop, --on_missing_negative drop,
-# --on_identical drop-negative. Environment: NPROC_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT.
+# --on_identical drop-negative; that are too long: --overlong drop. Environment: NPROC_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT.
 #
 # Result: OUTPUT_DIR/checkpoint-N and OUTPUT_DIR/launch.json (what was run, on what).
 # Score:  bash scripts/evaluate.sh OUTPUT_DIR/checkpoint-N STUDIES.jsonl

@@ -23,9 +23,11 @@ class Options(NamedTuple):
     `shared_min_ratio`: under `auto`, rows/shared token ratio of a micro-batch from which sharing pays.
     `chunk_size`: response tokens that go through the language-model head at a time; bounds its peak memory.
     `attention`: how a shared row attends. `mask`: one dense L x L mask. `split`: prefix and responses one by one,
-        nothing L x L. `auto`: split, or mask under `--attn_impl eager`.
+        nothing L x L; off the CPU it compares itself with mask once, and gives way to it (apo/self_check.py). `auto`:
+        split, or mask under `--attn_impl eager`.
     `one_look`: run a frozen vision tower once for policy and reference together.
     `cache_dir`: folder of reference log-probs (apo/reference_cache.py); what is in it is read. Empty: no cache.
+    `length_normalised`: divide every reward by the tokens of its response (apo/loss.py). Not in the paper.
     `cache_only`: fill and verify `cache_dir` for all training and validation rows, then stop without training.
     """
 
@@ -36,6 +38,7 @@ class Options(NamedTuple):
     one_look: bool = True
     cache_dir: str = ""
     cache_only: bool = False
+    length_normalised: bool = False
 
 
 def _boolean(text: str) -> bool:
@@ -73,6 +76,7 @@ PARSERS = {
     "one_look": _boolean,
     "cache_dir": str,
     "cache_only": _boolean,
+    "length_normalised": _boolean,
 }
 
 

@@ -18,11 +18,11 @@ from transformers.trainer_utils import TrainOutput
 
 from apo import group, options
 from apo.forward import ResponseLogps, check_template, forward_logps, settle_attention
-from apo.loss import group_metrics, plackett_luce
+from apo.loss import LOSSES, group_metrics
 from apo.reference_cache import ReferenceCache, reference_parameters, weights_digest
 from apo.vision import is_frozen, one_look, same_weights
 
-LOSS_TYPE = "plackett_luce"
+LOSS_TYPE = "plackett_luce"  # the published one; the others of apo.loss.LOSSES are for comparison
 logger = get_logger()
 
 
@@ -37,7 +37,7 @@ def check_arguments(args, template) -> None:
     Raises:
         ValueError: the setting, the reason and the flag to change.
     """
-    if loss_types(args) != [LOSS_TYPE]:
+    if len(loss_types(args)) > 1:
         raise ValueError(f"--loss_type {LOSS_TYPE} stands alone; a likelihood term on the consensus is --rpo_alpha")
     if not args.beta or args.beta <= 0:
         raise ValueError(f"--beta must be positive, got {args.beta}")
@@ -52,11 +52,12 @@ def check_arguments(args, template) -> None:
 
 
 class APOTrainer(DPOTrainer):
-    """`--loss_type plackett_luce` trains APO on groups; with any other loss type this is the stock DPO trainer."""
+    """`--loss_type plackett_luce` trains APO on groups, `pairwise` on their pairs (apo/loss.py); with any other loss
+    type this is the stock DPO trainer."""
 
     def __init__(self, model=None, ref_model=None, *_args, **kwargs):
         args, template = kwargs["args"], kwargs["template"]
-        self.groups = LOSS_TYPE in loss_types(args)
+        self.groups = next((name for name in loss_types(args) if name in LOSSES), None)
         if self.groups:
             check_arguments(args, template)
             self.options = options.resolve()
@@ -69,7 +70,7 @@ class APOTrainer(DPOTrainer):
                 options.write_options(
                     self.options,
                     args.output_dir,
-                    loss_type=LOSS_TYPE,
+                    loss_type=self.groups,
                     beta=self.beta,
                     rpo_alpha=args.rpo_alpha,
                     label_smoothing=args.label_smoothing,
@@ -202,12 +203,14 @@ class APOTrainer(DPOTrainer):
         with one_look(self.shared_towers) if self.shared_towers else nullcontext():
             reference_sums = self._reference_sums(inputs, layout)
             policy = self._forward_logps(model, inputs, layout)
-        result = plackett_luce(
+        result = LOSSES[self.groups](
             policy.sums,
             reference_sums,
             layout.group_sizes,
             beta=self.beta,
             label_smoothing=self.args.label_smoothing,
+            lengths=policy.counts if self.options.length_normalised else None,
+            weights=None if layout.weights is None else reference_sums.new_tensor(layout.weights),
         )
         losses = result.losses
         metrics = group_metrics(result)

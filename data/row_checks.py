@@ -132,9 +132,14 @@ def _check_columns(row: Any) -> list[str]:
         if key in COLUMNS or key in ("negative_images", "rejected_images"):
             continue
         if _near(key):
-            raise UserError(f"unknown column {ascii(key)[:60]}; {did_you_mean(key, COLUMNS)}")
+            raise UserError(f"unknown column {ascii(key)[:60]}; {_meant(key)}")
         unused.append(key)
     return unused
+
+
+def _meant(key: str) -> str:
+    # "negatives" is as near to both
+    return did_you_mean(key, [name for name in COLUMNS if name != "negative_weights" or "weight" in key])
 
 
 def _near(key: str) -> bool:

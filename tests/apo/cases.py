@@ -46,16 +46,16 @@ def make_rows(folder, *, studies=3, negatives=(7, 1, 3), films=(1, 2, 1), seed=0
     return rows
 
 
-def load(student_dir, **kwargs):
+def load(student_dir, family="qwen2_5_vl", **kwargs):
     from swift.model import get_model_processor
     from swift.template import get_template
 
     from apo.template import register_templates
 
     register_templates()
-    settings = {"model_type": "qwen2_5_vl", "torch_dtype": torch.float32, "attn_impl": "sdpa", **kwargs}
+    settings = {"model_type": family, "torch_dtype": torch.float32, "attn_impl": "sdpa", **kwargs}
     model, processor = get_model_processor(str(student_dir), **settings)
-    template = get_template(processor, template_type="qwen2_5_vl", max_length=2048, truncation_strategy="raise")
+    template = get_template(processor, template_type=family, max_length=2048, truncation_strategy="raise")
     template.set_mode("rlhf")
     template.model = model
     return model, template

@@ -2,13 +2,17 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from apo.reference_cache import ReferenceCache, reference_parameters, response_keys, weights_digest
-from tests.apo.cases import column, make_rows, train, write_rows
+from tests.apo.cases import ROOT, column, make_rows, train, write_rows
 
 IDENTITY = {"weights": "abc", "dtype": "float32"}
 KEYS, LOGPS, COUNTS = ["k1", "k2", "k3"], [-1.25, -300.123456789012345, -2.0], [3, 90, 4]
@@ -146,6 +150,71 @@ def test_cache_only_pass_then_training_with_another_beta(student_dir, studies, t
     assert cached[0]["loss"] == pytest.approx((math.log(8) + math.log(2)) / 2, abs=1e-5)
     with pytest.raises(ValueError, match="complete, yet"):
         run(student_dir, studies, tmp_path / "pixels", cache, max_pixels=3136)
+
+
+def test_an_interrupted_pass_goes_on_where_it_was(student_dir, studies, tmp_path, monkeypatch):
+    cache, whole = tmp_path / "cache", tmp_path / "whole"
+    append, appended = ReferenceCache.append, []
+
+    def counting(self, keys, logps, counts):
+        if len(appended) == 3 and interrupted:
+            raise KeyboardInterrupt
+        appended.append(len(keys))
+        append(self, keys, logps, counts)
+
+    interrupted = True
+    monkeypatch.setattr(ReferenceCache, "append", counting)
+    with pytest.raises(KeyboardInterrupt):
+        run(student_dir, studies, tmp_path / "one", cache, only=True)
+    assert not (cache / "complete.json").exists()
+    (path,) = cache.glob("*.jsonl")
+    path.write_bytes(path.read_bytes()[:-9])  # a kill may tear the last line
+    interrupted, before = False, sum(appended)
+    appended.clear()
+    run(student_dir, studies, tmp_path / "two", cache, only=True)
+    assert 0 < before < 40 and before + sum(appended) < 40 + 16, "only what was missing, in whole micro-batches"
+    assert sum(appended) < 40
+    run(student_dir, studies, tmp_path / "three", whole, only=True)
+    mended, undisturbed = (ReferenceCache(folder, identity_of(folder)) for folder in (cache, whole))
+    assert mended.complete
+    assert mended.logps == undisturbed.logps
+
+
+def identity_of(folder):
+    return json.loads((folder / "identity.json").read_text())
+
+
+def test_records_survive_a_kill(tmp_path):
+    """A process that is killed without warning leaves every record that `append` returned for."""
+    code = (
+        "import os, signal, sys\n"
+        "from apo.reference_cache import ReferenceCache\n"
+        "cache = ReferenceCache(sys.argv[1], {'weights': 'abc', 'dtype': 'float32'})\n"
+        "for number in range(50):\n"
+        "    cache.append([f'k{number}'], [-float(number)], [number])\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == -signal.SIGKILL
+    cache = ReferenceCache(tmp_path, IDENTITY)
+    assert cache.logps == {f"k{number}": (-float(number), number) for number in range(50)}
+
+
+def test_stale_rows_and_films_are_an_error_after_a_complete_pass(student_dir, studies, tmp_path):
+    """A changed prompt, answer or film: never a silent miss."""
+    cache = tmp_path / "cache"
+    run(student_dir, studies, tmp_path / "fill", cache, only=True)
+    rows = [json.loads(line) for line in studies.read_text().splitlines()]
+    for name, change in {
+        "answer": lambda row: row["negative_messages"][0][0].update(content="no effusion is seen."),
+        "prompt": lambda row: row["messages"][0].update(content=row["messages"][0]["content"] + " The heart?"),
+        "film": lambda row: row.update(images=rows[-1]["images"][:1] * len(row["images"])),
+    }.items():
+        changed = json.loads(json.dumps(rows))
+        change(changed[0])
+        path = write_rows(tmp_path / f"{name}.jsonl", changed)
+        with pytest.raises(ValueError, match="complete, yet"):
+            run(student_dir, path, tmp_path / name, cache)
 
 
 def test_cache_of_another_student_is_refused(student_dir, studies, tmp_path):

@@ -1,11 +1,13 @@
 """Training through ms-swift's own entry point: equivalence classes of the objective, and what the trainer refuses."""
 
+import json
 import math
 
 import pytest
 import torch
 from swift.rlhf_trainers import DPOTrainer
 
+from apo.options import Options
 from apo.trainer import APOTrainer
 from tests.apo.cases import column, make_rows, train, write_rows
 
@@ -40,6 +42,18 @@ def test_first_loss_is_log_of_the_number_of_responses(shared_run):
     (logs, _), _ = shared_run
     assert logs[0]["loss"] == pytest.approx((math.log(8) + math.log(2)) / 2, abs=1e-6)
     assert logs[1]["loss"] != logs[0]["loss"]
+
+
+def test_resolved_options_are_written_beside_the_checkpoints(shared_run):
+    _, out = shared_run
+    assert (out / "checkpoint-10").is_dir()
+    written = json.loads((out / "apo_config.json").read_text())
+    assert written["layout"] == "shared"
+    assert written["loss_type"] == "plackett_luce"
+    assert written["attention_used"] == {"implementation": "sdpa", "kind": "split"}
+    assert written["vision_encodes_shared_with_reference"] is True
+    assert set(Options._fields) <= written.keys()
+    assert (written["beta"], written["chunk_size"]) == (0.1, Options().chunk_size)
 
 
 def test_shared_trains_like_rows(shared_run, studies, student_dir, tmp_path):
@@ -92,21 +106,30 @@ def test_order_of_negatives_does_not_matter(shared_run, studies, student_dir, tm
     assert_same_run(logs, other)
 
 
-@pytest.mark.parametrize("vision", ["true", "false"])
+@pytest.mark.parametrize(
+    ("flags", "looks"),
+    [
+        ({"freeze_vit": "true"}, 4),
+        ({"freeze_vit": "false"}, 8),
+        # the reference is a model of its own, with equal vision weights
+        ({"freeze_vit": "true", "tuner_type": "full", "learning_rate": 1e-4}, 4),
+        ({"freeze_vit": "false", "tuner_type": "full", "learning_rate": 1e-4}, 8),
+    ],
+)
 def test_vision_tower_runs_once_for_policy_and_reference_when_frozen(
-    studies, student_dir, tmp_path, monkeypatch, vision
+    studies, student_dir, tmp_path, monkeypatch, flags, looks
 ):
     calls = []
     original = APOTrainer._settle_vision
 
     def counting(self):
-        tower = self.accelerator.unwrap_model(self.model).visual
-        tower.patch_embed.register_forward_hook(lambda *_: calls.append(1))
+        for model in self._models():
+            model.visual.patch_embed.register_forward_hook(lambda *_: calls.append(1))
         original(self)
 
     monkeypatch.setattr(APOTrainer, "_settle_vision", counting)
-    train(student_dir, studies[0], tmp_path / "out", max_steps=4, freeze_vit=vision, per_device_train_batch_size=1)
-    assert len(calls) == 4 if vision == "true" else 8
+    train(student_dir, studies[0], tmp_path / "out", max_steps=4, per_device_train_batch_size=1, **flags)
+    assert len(calls) == looks
 
 
 def test_evaluation_with_lora_on_the_vision_tower(studies, student_dir, tmp_path):

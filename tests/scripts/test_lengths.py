@@ -9,7 +9,7 @@ from PIL import Image
 
 from data.errors import UserError
 from data.phantom.student import SHAPES, build_student
-from scripts.lengths import check_lengths, film_tokens
+from scripts.lengths import check_lengths, film_tokens, keep_fitting
 
 ANSWERS = ["There is a small left pleural effusion.", "No pneumothorax.\n\n- **Edema:** none", "Clear."]
 
@@ -84,3 +84,21 @@ def test_long_rows_are_named(student, rows, tmp_path):
     assert check_lengths(path, student / "tokenizer.json", longest) == longest
     with pytest.raises(UserError, match=rf"rows.jsonl:3: {longest} tokens .* over max_length {longest - 1}; raise"):
         check_lengths(Path(path), student / "tokenizer.json", longest - 1)
+
+
+def test_rows_that_fit_are_kept_and_the_others_named(student, rows, tmp_path):
+    tokenizer = student / "tokenizer.json"
+    lengths = [check_lengths(save(tmp_path / f"{n}.jsonl", [row]), tokenizer, 10_000) for n, row in enumerate(rows)]
+    path, target = save(tmp_path / "rows.jsonl", rows * 5), tmp_path / "fitting.jsonl"
+    limit = sorted(lengths)[1]
+    kept = keep_fitting(path, target, tokenizer, limit)
+    assert (kept.rows, kept.longest, kept.dropped.count) == (10, limit, 5)
+    longest = lengths.index(max(lengths))
+    wanted = [row for row in rows * 5 if row != rows[longest]]
+    assert [json.loads(line) for line in target.read_text().splitlines()] == wanted
+    assert kept.dropped.first == [f"line {longest + 1 + 3 * n}: {max(lengths)} tokens" for n in range(5)]
+    target.unlink()
+    assert keep_fitting(path, target, tokenizer, max(lengths)).dropped.count == 0
+    assert not target.exists(), "a file that fits is used as it is"
+    with pytest.raises(UserError, match=r"every one of its 15 rows is over max_length 3; raise"):
+        keep_fitting(path, target, tokenizer, 3)

@@ -121,6 +121,7 @@ def test_settings_told_are_those_of_the_configs():
         },
         "apo_qwen2_5_vl_7b": {
             "learning_rate": 5e-7,
+            "on_identical": "drop-negative",
             "max_length": 4096,
             "lora_rank": 8,
             "lora_alpha": 32,

@@ -1,0 +1,219 @@
+"""Run the ablation matrix: every row in every world and seed, each once, a row at a time. Help: scripts/ablate.sh.
+
+A row's stages are those of scripts/ablation_plan.py, run by scripts/stages.py, so an interrupted row goes on where it
+stopped. What ended well becomes one line of the ledger (scripts/ablation_ledger.py); what is there is not run again.
+Program code is not part of a run's key: after a change of code that changes numbers, remove the lines and the folders.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data import manifest
+from data.errors import UserError, refuse_below_one, run_cli
+from data.files import exclusive, sha256_file
+from data.phantom.teachers import WORLDS
+from data.records import did_you_mean
+from scripts import ablation_ledger as ledger
+from scripts import stages
+from scripts.ablation_plan import Place, Stage, row_stages
+from scripts.ablation_rows import EQUAL_FLOPS, Row, Sizes, before, digest, read_rows, resolved
+from scripts.plan import ROOT
+
+SMOKE = Sizes(48, 8, 24, 4)
+SEEDS = (0, 1, 2, 3, 4)
+SCHEMA = 1
+
+
+class Failure(NamedTuple):
+    """A run that ended badly, with the message of the stage that failed (it names the log)."""
+
+    world: str
+    seed: int
+    row: str
+    message: str
+
+
+def parse_names(texts: Sequence[str]) -> list[str]:
+    """["a,b", "c"] -> ["a", "b", "c"], each once."""
+    return list(dict.fromkeys(name for text in texts for name in text.split(",") if name))
+
+
+def parse_seeds(texts: Sequence[str]) -> list[int]:
+    """["0-2", "7"] -> [0, 1, 2, 7]; UserError for anything else."""
+    found: list[int] = []
+    for name in parse_names(texts):
+        one = re.fullmatch(r"(\d+)(?:-(\d+))?", name)
+        if not one or (one[2] and int(one[2]) < int(one[1])):
+            raise UserError(f"--seed {name}: write whole numbers from 0, as in 0-4 or 0,1,7")
+        found += range(int(one[1]), int(one[2] or one[1]) + 1)
+    return list(dict.fromkeys(found))
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bash scripts/ablate.sh", description=__doc__.split("\n")[0])
+    parser.add_argument("rows", nargs="*", type=Path, metavar="ROW.yaml", help="default: all of configs/ablation/")
+    parser.add_argument("--world", action="append", default=[], help=f"of {', '.join(WORLDS)} (default: published)")
+    parser.add_argument("--seed", action="append", default=[], help="default: 0-4; with --smoke 0")
+    parser.add_argument("--out", type=Path, help="default: runs/ablation; with --smoke runs/ablation-smoke")
+    parser.add_argument(
+        "--ledger", type=Path, help="default: docs/results/phantom.jsonl; with --smoke OUT/ledger.jsonl"
+    )
+    for split in ("train", "validate", "test"):
+        default = getattr(Sizes(), split)
+        parser.add_argument(f"--{split}", type=int, help=f"films of the split (default: {default})")
+    parser.add_argument("--list", action="store_true", help="what is done and what is left; runs nothing")
+    parser.add_argument("--smoke", action="store_true", help="a few films and steps; the numbers mean nothing")
+    args = parser.parse_args(argv)
+    refuse_below_one(args, "train", "validate", "test")
+    args.world = parse_names(args.world) or ["published"]
+    for world in args.world:
+        if world not in WORLDS:
+            raise UserError(f"--world {world}: no such world; {did_you_mean(world, WORLDS)}")
+    args.seed = parse_seeds(args.seed) or ([0] if args.smoke else list(SEEDS))
+    given = {name: getattr(args, name) for name in ("train", "validate", "test") if getattr(args, name)}
+    args.sizes = (SMOKE if args.smoke else Sizes())._replace(**given)
+    args.out = (args.out or ROOT / "runs" / ("ablation-smoke" if args.smoke else "ablation")).absolute()
+    args.ledger = args.ledger or (args.out / "ledger.jsonl" if args.smoke else ledger.LEDGER)
+    if args.smoke and args.ledger.absolute() == ledger.LEDGER:
+        raise UserError(f"--ledger {args.ledger}: numbers of a smoke run mean nothing and stay out of the real ledger")
+    return args
+
+
+def place_of(args: argparse.Namespace, world: str, seed: int) -> Place:
+    """Two training processes, as in scripts/quickstart.sh: on two cores faster than one process with two threads."""
+    cores = os.cpu_count() or 1
+    return Place(args.out / world / f"seed-{seed}", world, seed, args.sizes, 2 if cores > 1 else 1, max(1, cores // 2))
+
+
+def run_row(
+    place: Place, row: Row, rows: dict[str, Row], run: Callable[..., bool] = stages.run_stage
+) -> dict[str, Any]:
+    """All stages of a row that are not finished; returns its metrics. Raises UserError for the stage that failed."""
+    shared, own = row_stages(place, row, rows)
+    chain = [stage.name for stage in (*shared, *own)]
+    for stage in (*shared, *own):
+        finished_or_run(place.out, chain, stage, run)
+    return json.loads((place.row(row.name) / "score" / "metrics.json").read_text(encoding="utf-8"))
+
+
+def finished_or_run(out: Path, chain: list[str], stage: Stage, run: Callable[..., bool]) -> None:
+    for output in stage.outputs:
+        (out / output).parent.mkdir(parents=True, exist_ok=True)
+    run(out, chain, stage.name, stage.commands(), outputs=stage.outputs, keep=stage.keep)
+
+
+def seconds_of(out: Path, names: Sequence[Stage]) -> float:
+    markers = [stages.read_marker(out, stage.name) for stage in names]
+    return round(sum(marker["seconds"] for marker in markers if marker), 1)
+
+
+def head_of(place: Place, row: Row, rows: dict[str, Row]) -> dict[str, Any]:
+    """What a run is, told before it begins: files that are edited while it runs change nothing in its line."""
+    config = resolved(row, place.sizes, rows)
+    return {
+        "schema": SCHEMA,
+        "world": place.world,
+        "row": row.name,
+        "seed": place.seed,
+        "config": digest(config),
+        **ledger.commit(),
+        "code": manifest.code()["sha256"][:16],
+        "resolved": {key: config[key] for key in ("films", "student", "consensus", "variant", "launcher", "training")},
+    }
+
+
+def line_of(
+    head: dict[str, Any], place: Place, row: Row, rows: dict[str, Row], metrics: dict[str, Any]
+) -> dict[str, Any]:
+    """The ledger's line of a finished run."""
+    shared, own = row_stages(place, row, rows)
+    line = {
+        **head,
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "ranks": place.ranks,
+        "cohort_sha256": sha256_file(place.out / "cohort" / "studies.jsonl")[:16],
+        "after": [one.name for one in before(row, rows)],
+        "metrics": metrics,
+        "seconds": seconds_of(place.out, own),
+        "shared_seconds": seconds_of(place.out, shared),
+    }
+    if row.settings.get("num_train_epochs") == EQUAL_FLOPS:
+        note = place.row(row.name) / "equal_flops.json"
+        line["equal_flops"] = json.loads(note.read_text(encoding="utf-8"))
+    return line
+
+
+def run_matrix(args: argparse.Namespace, rows: dict[str, Row]) -> list[Failure]:
+    """Every row in every world and seed; a failed one is reported and the others go on."""
+    failures: list[Failure] = []
+    todo = [(seed, world, row) for seed in args.seed for world in args.world for row in rows.values()]
+    for number, (seed, world, row) in enumerate(todo, 1):
+        title = f"=== {number}/{len(todo)} {row.name}, world {world}, seed {seed}"
+        place = place_of(args, world, seed)
+        head = head_of(place, row, rows)
+        if ledger.key_of(head) in ledger.read(args.ledger):
+            print(f"{title}: in the ledger already", flush=True)
+            continue
+        print(title, flush=True)
+        try:
+            metrics = run_row(place, row, rows)
+            line = line_of(head, place, row, rows, metrics)
+        except UserError as error:
+            failures.append(Failure(world, seed, row.name, str(error)))
+            print(f"FAILED: {row.name}, world {world}, seed {seed}: {error}", flush=True)
+            continue
+        ledger.append(args.ledger, line)
+        print(f"{row.name}, world {world}, seed {seed}: accuracy {metrics['mean_accuracy']:.4f}", flush=True)
+    return failures
+
+
+def show_list(args: argparse.Namespace, rows: dict[str, Row]) -> None:
+    """One line a row: what it tests, and for each world the seeds that are done."""
+    done = ledger.read(args.ledger)
+    for row in rows.values():
+        config = digest(resolved(row, args.sizes, rows))
+        seeds = {w: [str(s) if (w, row.name, s, config) in done else "-" for s in args.seed] for w in args.world}
+        states = "; ".join(f"{world}: {' '.join(marks)}" for world, marks in seeds.items())
+        print(f"{row.name:24} {states:32} {row.question}")
+    print(f"\nseeds that are done; - is left. Ledger: {args.ledger}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    rows = read_rows(args.rows)
+    for row in rows.values():
+        before(row, rows)  # refuses circles before anything is made
+    if args.list:
+        show_list(args, rows)
+        return 0
+    # As after Ctrl-C: stages.execute then ends the command that it waits for, and leaves no training behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with contextlib.ExitStack() as locks:
+        for world in args.world:
+            for seed in args.seed:
+                out = place_of(args, world, seed).out
+                out.mkdir(parents=True, exist_ok=True)
+                locks.enter_context(
+                    exclusive(out / ".ablate.lock", f"{out}: another run is at work there; wait for it or choose --out")
+                )
+        failures = run_matrix(args, rows)
+    if failures:
+        print(f"\n{len(failures)} run(s) failed; mend the cause and type the same command again:", flush=True)
+        for failure in failures:
+            first = failure.message.splitlines()[0]
+            logs = place_of(args, failure.world, failure.seed).out / "logs"
+            print(f"  {failure.row}, world {failure.world}, seed {failure.seed}: {first}\n    logs: {logs}", flush=True)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,209 @@
+"""Tables and figures of the ablation ledger, written into docs/evidence.md between its markers.
+
+    python -m scripts.ablate_report [--ledger FILE] [--doc FILE] [--figures DIR] [--check]
+
+Every number comes from the ledger. Lines whose row has other settings by now are left out and counted; a row without
+five seeds says how many it has. With --check nothing is written: exit status 1 if the document is not up to date.
+"""
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.errors import UserError, run_cli
+from data.files import write_atomic
+from eval.table import line as table_line
+from scripts import ablation_ledger as ledger
+from scripts.ablation_figures import figures
+from scripts.ablation_rows import GROUPS, Row, Sizes, read_rows
+from scripts.ablation_tables import (
+    REFERENCE,
+    SEEDS,
+    TEACHER,
+    Block,
+    Comparison,
+    Mean,
+    baselines,
+    blocks,
+    by_seed,
+    compare,
+    mean_of,
+)
+from scripts.plan import ROOT
+
+DOC = ROOT / "docs" / "evidence.md"
+BEGIN, END = "<!-- ablation:begin (python -m scripts.ablate_report) -->", "<!-- ablation:end -->"
+NOTHING = "The ledger holds no run yet: `bash scripts/ablate.sh` fills it."
+
+# column title -> where the number stands in a line's metrics, times what, decimals
+BESIDE = {
+    "balanced %": (("mean_balanced_accuracy",), 100, 1),
+    "hallucinated a film": (("hallucinated",), 1, 2),
+    "missed a film": (("missed",), 1, 2),
+    "right side %": (("laterality",), 100, 1),
+    "malformed %": (("malformed_rate",), 100, 1),
+    "consensus form %": (("consensus_form",), 100, 1),
+    "words": (("words",), 1, 0),
+}
+TRAINING = {
+    "consensus moved, nats": (("training", "displacement_chosen"), 1, 1),
+    "negatives moved, nats": (("training", "displacement_rejected"), 1, 1),
+    "margin, nats": (("rewards", "margin_nats"), 1, 1),
+    "margin ~ length": (("rewards", "margin_length"), 1, 2),
+    "margin ~ style": (("rewards", "margin_style"), 1, 2),
+    "margin ~ errors": (("rewards", "margin_errors"), 1, 2),
+    "style AUC": (("style_auc",), 1, 3),
+    "KL, nats": (("rewards", "kl"), 1, 1),
+}
+
+
+def percent(mean: Mean | None) -> str:
+    """ "91.2 (89.0 to 93.4)" of a share, with its n where that is not SEEDS."""
+    if mean is None:
+        return ""
+    text = f"{100 * mean.value:.1f}"
+    if mean.low is not None and mean.high is not None:
+        text += f" ({100 * mean.low:.1f} to {100 * mean.high:.1f})"
+    return text + ("" if mean.n == SEEDS else f", n={mean.n}")
+
+
+def against(one: Comparison | None) -> str:
+    """ "+3.1 (p .004, Holm .02)"."""
+    if one is None or one.difference is None:
+        return ""
+    text = f"{100 * one.difference.value:+.1f}"
+    if one.p is None or one.adjusted is None:
+        return f"{text} (no test)"
+    return f"{text} (p {p_text(one.p)}, Holm {p_text(one.adjusted)})"
+
+
+def p_text(p: float) -> str:
+    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
+def cell(mean: Mean | None, factor: float, digits: int) -> str:
+    return "" if mean is None else f"{factor * mean.value:.{digits}f}".replace("-0.0", "0.0")
+
+
+def title(block: Block) -> str:
+    text = f"### World {block.world}"
+    if block.sizes != Sizes():
+        text += f", {block.sizes.train} training films, {block.sizes.test} held-out films"
+    return text + (", smoke run: its numbers mean nothing" if block.sizes.steps else "")
+
+
+def ordered(block: Block, rows: dict[str, Row]) -> list[str]:
+    """Row names by group, then by value, then by name."""
+
+    def rank(name: str) -> tuple:
+        row = rows[name]
+        return GROUPS.index(row.group), math.inf if row.value is None else row.value, name
+
+    return sorted(block.lines, key=rank)
+
+
+def main_table(block: Block, rows: dict[str, Row]) -> list[str]:
+    names = ordered(block, rows)
+    fixed = baselines(block)
+    reference = by_seed(block.lines.get(REFERENCE, {}), "mean_accuracy")
+    to_reference = compare(block, names, reference, skip=REFERENCE)
+    to_teacher = compare(block, names, fixed.get(TEACHER, {}))
+    out = [
+        table_line(["row", "what", "accuracy %", f"minus {REFERENCE}", f"minus {TEACHER}", "s"]),
+        table_line(["---", "---", "---:", "---:", "---:", "---:"]),
+    ]
+    for name, values in fixed.items():
+        out.append(table_line([name, "", percent(mean_of(values)), "", "", ""]))
+    for name in names:
+        lines = block.lines[name]
+        seconds = mean_of({seed: line["seconds"] for seed, line in lines.items()})
+        out.append(
+            table_line(
+                [f"`{name}`", rows[name].question, percent(mean_of(by_seed(lines, "mean_accuracy")))]
+                + [against(to_reference.get(name)), against(to_teacher.get(name)), cell(seconds, 1, 0)]
+            )
+        )
+    return out
+
+
+def more_table(block: Block, rows: dict[str, Row], columns: dict) -> list[str]:
+    out = [table_line(["row", *columns]), table_line(["---", *["---:"] * len(columns)])]
+    for name in ordered(block, rows):
+        cells = [cell(mean_of(by_seed(block.lines[name], *path)), *form) for path, *form in columns.values()]
+        if any(cells):
+            out.append(table_line([f"`{name}`", *cells]))
+    return out if len(out) > 2 else []
+
+
+def text_of(found: list[Block], left: int, rows: dict[str, Row], pictures: dict[str, list[str]]) -> str:
+    """The generated part of the document. `pictures`: world -> file names beside the document."""
+    if not found:
+        return "\n".join([NOTHING, *_left(left)])
+    out: list[str] = []
+    for block in found:
+        out += [title(block), "", *main_table(block, rows), ""]
+        out += ["Beside accuracy, means over the same seeds:", "", *more_table(block, rows, BESIDE), ""]
+        training = more_table(block, rows, TRAINING)
+        if training:
+            out += ["Training and rewards:", "", *training, ""]
+        for picture in pictures.get(block.world, []) if block.sizes == Sizes() else []:
+            out += [f"![{Path(picture).stem.replace('_', ' ')}]({picture})", ""]
+    dirty = sum(bool(line["dirty"]) for block in found for by_row in block.lines.values() for line in by_row.values())
+    total = sum(len(by_row) for block in found for by_row in block.lines.values())
+    commits = {line["commit"] for block in found for by_row in block.lines.values() for line in by_row.values()}
+    out.append(f"{total} runs of {len(commits)} commit(s); {dirty} were made with uncommitted changes.")
+    return "\n".join([*out, *_left(left)])
+
+
+def _left(left: int) -> list[str]:
+    if not left:
+        return []
+    return [f"{left} line(s) of the ledger are left out: their row has other settings by now, or is gone."]
+
+
+def replaced(document: str, text: str, path: Path) -> str:
+    """The document with the part between its markers replaced. Raises UserError when it has no markers."""
+    start, end = document.find(BEGIN), document.find(END)
+    if start < 0 or end < start:
+        raise UserError(f"{path}: has no lines {BEGIN} and {END}; put them where the tables belong")
+    return f"{document[: start + len(BEGIN)]}\n\n{text}\n\n{document[end:]}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.ablate_report", description=__doc__.split("\n")[0])
+    parser.add_argument("--ledger", type=Path, default=ledger.LEDGER)
+    parser.add_argument("--doc", type=Path, default=DOC, help="Markdown file with the markers")
+    parser.add_argument("--figures", type=Path, help="folder of the SVG files (default: that of the ledger)")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; status 1 if the document is not up to date"
+    )
+    args = parser.parse_args(argv)
+    rows = read_rows()
+    found, left = blocks(ledger.read(args.ledger).values(), rows)
+    folder = args.figures or args.ledger.parent
+    drawn = figures([block for block in found if block.sizes == Sizes()], rows)
+    base = args.doc.absolute().parent
+    pictures: dict[str, list[str]] = {}
+    for world, name in drawn:
+        pictures.setdefault(world, []).append(Path(os.path.relpath(folder / name, base)).as_posix())
+    try:
+        document = args.doc.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{args.doc}: cannot be read ({error.strerror}); name the document with the markers") from None
+    new = replaced(document, text_of(found, left, rows, pictures), args.doc)
+    if args.check:
+        print(f"{args.doc}: {'up to date' if new == document else 'not up to date; python -m scripts.ablate_report'}")
+        return int(new != document)
+    for (_, name), svg in drawn.items():
+        write_atomic(folder / name, svg)
+    write_atomic(args.doc, new)
+    print(
+        f"written: {args.doc} and {len(drawn)} figures ({sum(len(b.lines) for b in found)} rows, {left} lines left out)"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,215 @@
+"""A row of the ablation matrix: one YAML of configs/ablation/ that says what differs from the phantom configs.
+
+question:  what the row tests, one line for the table
+group:     the block of the table it stands in (GROUPS)
+launcher:  apo, sft, or none (the learnt student as it is)
+consensus: strategy of scripts/compare.sh
+variant:   options of data.variants, {negatives: first-3, weights: error, learn_consensus: true}
+settings:  over the keys of configs/apo_phantom.yaml or configs/sft_phantom.yaml; `as_critique`: the former's value,
+           `num_train_epochs: equal_flops` as many as cost what the critique costs (scripts/ablation_flops.py)
+after:     another row: this one starts from its trained student, which also speaks in the new consensus
+student:   taught: Learn starts from a student that was first taught to aggregate (scripts/aggregation.py)
+value:     number on the axis of the group's figure
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from apo.consensus import STRATEGIES
+from data.errors import UserError
+from data.records import did_you_mean
+from data.variants import MODES
+from scripts.plan import PHANTOM_CONFIGS, ROOT, STAGES
+from scripts.settings import as_words, name_problem, read_config
+
+FOLDER = ROOT / "configs" / "ablation"
+LAUNCHERS = ("apo", "sft", "none")
+GROUPS = ("main", "objective", "negatives", "consensus", "beta", "learning rate", "N", "rounds")
+KEYS = ("question", "group", "launcher", "consensus", "variant", "settings", "after", "student", "value")
+VARIANT = ("negatives", "weights", "learn_consensus")
+EQUAL_FLOPS = "equal_flops"
+AS_CRITIQUE = "as_critique"  # in settings: the value that configs/apo_phantom.yaml has
+# Greedy answers of at most so many tokens, as in scripts/quickstart.sh.
+ANSWER = ("--max-new-tokens", "160", "--batch-size", "50")
+# What scripts/ablate.py sets itself: paths, seeds, and the cache that all rows of a world and seed share.
+OURS = ("model", "dataset", "val_dataset", "image_root", "output_dir", "seed", "data_seed", "resume_from_checkpoint")
+
+
+class Row(NamedTuple):
+    """One row; `settings` and `variant` are what its YAML says over the defaults."""
+
+    name: str
+    question: str
+    group: str
+    launcher: str
+    consensus: str
+    variant: dict[str, Any]
+    settings: dict[str, Any]
+    after: str | None
+    student: str | None
+    value: float | None
+
+
+class Sizes(NamedTuple):
+    """Films a split, and the smoke run's limit of optimiser steps (None: as many as the configs say)."""
+
+    train: int = 1500
+    validate: int = 60
+    test: int = 400
+    steps: int | None = None
+
+
+def read_row(path: Path) -> Row:
+    """Read and check one row. Raises UserError that names the file, the key and the remedy."""
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{path}: not readable as YAML ({type(error).__name__}); see configs/ablation/pl_nll.yaml"
+        ) from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: must hold `key: value` lines; see configs/ablation/pl_nll.yaml")
+    for key in loaded:
+        if key not in KEYS:
+            raise UserError(f"{path}: unknown key {key}; {did_you_mean(key, KEYS)}")
+    if not re.fullmatch(r"[a-z0-9_.]+", path.stem):
+        raise UserError(f"{path}: a row's name is its file's: small letters, digits, dots and _")
+    row = Row(
+        path.stem,
+        str(loaded.get("question") or ""),
+        _choice(path, loaded, "group", GROUPS),
+        _choice(path, loaded, "launcher", LAUNCHERS),
+        _choice(path, loaded, "consensus", tuple(STRATEGIES)),
+        _mapping(path, loaded, "variant"),
+        _mapping(path, loaded, "settings"),
+        loaded.get("after"),
+        loaded.get("student"),
+        loaded.get("value"),
+    )
+    if not row.question:
+        raise UserError(f"{path}: no question; say in one line what the row tests")
+    _check(path, row)
+    return row._replace(settings=_as_critique(path, row.settings))
+
+
+def _as_critique(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    if AS_CRITIQUE not in settings.values():
+        return settings
+    critique = read_config("critique", ROOT / PHANTOM_CONFIGS["critique"])
+    missing = [key for key, value in settings.items() if value == AS_CRITIQUE and key not in critique]
+    if missing:
+        raise UserError(f"{path}: settings: {missing[0]} as_critique; {PHANTOM_CONFIGS['critique']} has no such key")
+    return {key: critique[key] if value == AS_CRITIQUE else value for key, value in settings.items()}
+
+
+def _choice(path: Path, loaded: dict, key: str, options: Sequence[str]) -> str:
+    if loaded.get(key) not in options:
+        raise UserError(f"{path}: {key} is {loaded.get(key)!r}; {did_you_mean(loaded.get(key), options)}")
+    return loaded[key]
+
+
+def _mapping(path: Path, loaded: dict, key: str) -> dict[str, Any]:
+    value = loaded.get(key) or {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: {key} must hold `key: value` lines")
+    return value
+
+
+def _check(path: Path, row: Row) -> None:
+    for key in row.variant:
+        if key not in VARIANT:
+            raise UserError(f"{path}: variant: unknown key {key}; {did_you_mean(key, VARIANT)}")
+    mode = str(row.variant.get("negatives", "all"))
+    if mode not in MODES and not re.fullmatch(r"first-[1-9][0-9]*", mode):
+        raise UserError(f"{path}: variant: negatives {mode}; {did_you_mean(mode, MODES)}")
+    if row.launcher == "none":
+        if row.settings or row.variant or row.after:
+            raise UserError(f"{path}: launcher none trains nothing; take settings, variant and after out")
+        return
+    stage = STAGES[row.launcher]
+    for name in row.settings:
+        problem = "it is set by scripts/ablate.py" if name in OURS else name_problem(stage, str(name))
+        if problem:
+            raise UserError(f"{path}: settings: {name}; {problem}")
+    if row.student not in (None, "taught"):
+        raise UserError(f"{path}: student is {row.student!r}; write taught or leave it out")
+    if not isinstance(row.value, (int, float, type(None))):
+        raise UserError(f"{path}: value {row.value!r}: must be a number")
+
+
+def read_rows(paths: Sequence[Path] = ()) -> dict[str, Row]:
+    """Rows by name, of the given files or of all in configs/ablation/.
+
+    Raises UserError for a row that cannot be read, or two of one name.
+    """
+    rows: dict[str, Row] = {}
+    for path in paths or sorted(FOLDER.glob("*.yaml")):
+        row = read_row(Path(path))
+        if row.name in rows:
+            raise UserError(f"{path}: a row {row.name} is given already; rename one")
+        rows[row.name] = row
+    if not rows:
+        raise UserError(f"{FOLDER}: holds no row")
+    return rows
+
+
+def find_row(name: str, rows: dict[str, Row]) -> Row:
+    """The row of an `after`: among the given ones, or in configs/ablation/."""
+    return rows.get(name) or read_row(FOLDER / f"{name}.yaml")
+
+
+def before(row: Row, rows: dict[str, Row]) -> list[Row]:
+    """The rows that `row` starts from, first to last."""
+    found: list[Row] = []
+    while row.after:
+        row = find_row(row.after, rows)
+        if row in found:
+            raise UserError(f"configs/ablation/{row.name}.yaml: after comes back to itself")
+        if row.launcher != "apo":
+            raise UserError(f"configs/ablation/{row.name}.yaml: is no row of the apo launcher; name one in after")
+        found.insert(0, row)
+    return found
+
+
+def base_config(row: Row) -> Path:
+    """The phantom config that a row's settings lie over, relative to the root."""
+    return Path(PHANTOM_CONFIGS[STAGES[row.launcher]])
+
+
+def merged(row: Row) -> dict[str, Any]:
+    """Settings of a row's training over those of its phantom config, as words, without paths and seeds."""
+    if row.launcher == "none":
+        return {}
+    base = read_config(STAGES[row.launcher], ROOT / base_config(row))
+    return {k: v for k, v in (base | words(row.settings)).items() if k not in OURS}
+
+
+def words(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: as_words(value) for key, value in settings.items()}
+
+
+def resolved(row: Row, sizes: Sizes, rows: dict[str, Row]) -> dict[str, Any]:
+    """All that decides a row's numbers besides world, seed and code, as JSON."""
+    learn = read_config("learn", ROOT / PHANTOM_CONFIGS["learn"])
+    return {
+        "films": sizes._asdict(),
+        "learn": {k: v for k, v in learn.items() if k not in OURS},
+        "student": row.student,
+        "consensus": row.consensus,
+        "answer": list(ANSWER),
+        "variant": row.variant,
+        "launcher": row.launcher,
+        "training": merged(row),
+        "after": [resolved(one._replace(after=None), sizes, rows) for one in before(row, rows)],
+    }
+
+
+def digest(config: dict[str, Any]) -> str:
+    """Hash of a resolved config: two rows of one hash, world and seed are the same run."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,126 @@
+"""The numbers of the ablation ledger by world and row: means over seeds, t intervals, paired tests. Pure functions."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from eval.statistics import holm
+from scripts.ablation_rows import Row, Sizes, digest, resolved
+
+SEEDS = 5  # what a row is meant to have; one with fewer says its n
+REFERENCE = "pl_nll"
+TEACHER = "best teacher"
+
+Line = dict[str, Any]
+BySeed = dict[int, float]
+
+
+class Block(NamedTuple):
+    """All current lines of one world and size of cohort: row name -> seed -> line."""
+
+    world: str
+    sizes: Sizes
+    lines: dict[str, dict[int, Line]]
+
+
+class Mean(NamedTuple):
+    """Mean over `n` seeds with its 95 % t interval (None for one seed)."""
+
+    n: int
+    value: float
+    low: float | None
+    high: float | None
+
+
+def blocks(lines: Iterable[Line], rows: Mapping[str, Row]) -> tuple[list[Block], int]:
+    """(the blocks, how many lines are left out because configs/ablation/ has no such row or other settings by now)."""
+    found: dict[tuple[str, Sizes], dict[str, dict[int, Line]]] = {}
+    left = 0
+    for line in lines:
+        sizes = Sizes(**line["resolved"]["films"])
+        row = rows.get(line["row"])
+        if row is None or digest(resolved(row, sizes, dict(rows))) != line["config"]:
+            left += 1
+            continue
+        found.setdefault((line["world"], sizes), {}).setdefault(line["row"], {})[line["seed"]] = line
+    ordered = sorted(found.items(), key=lambda item: (item[0][1] != Sizes(), item[0]))
+    return [Block(world, sizes, by_row) for (world, sizes), by_row in ordered], left
+
+
+def dig(value: Any, *path: str) -> Any:
+    """value["a"]["b"] for ("a", "b"); None as soon as something is missing."""
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def by_seed(lines: Mapping[int, Line], *path: str) -> BySeed:
+    """Seed -> a metric, without the seeds in which it is null."""
+    found = {seed: dig(line["metrics"], *path) for seed, line in sorted(lines.items())}
+    return {seed: float(value) for seed, value in found.items() if value is not None}
+
+
+def mean_of(values: BySeed) -> Mean | None:
+    """Mean and 95 % t interval over seeds; None without any."""
+    from scipy.stats import t
+
+    numbers = np.array(list(values.values()))
+    n = len(numbers)
+    if not n:
+        return None
+    value = float(numbers.mean())
+    if n == 1:
+        return Mean(1, value, None, None)
+    reach = float(t.ppf(0.975, n - 1) * numbers.std(ddof=1) / math.sqrt(n))
+    return Mean(n, value, value - reach, value + reach)
+
+
+def paired(a: BySeed, b: BySeed) -> tuple[Mean | None, float | None]:
+    """(a - b over the seeds that both have, p of the paired t test); p None for one seed or equal differences."""
+    from scipy.stats import ttest_rel
+
+    seeds = sorted(a.keys() & b.keys())
+    difference = mean_of({seed: a[seed] - b[seed] for seed in seeds})
+    if len(seeds) < 2:
+        return difference, None
+    first, second = [a[seed] for seed in seeds], [b[seed] for seed in seeds]
+    if np.ptp(np.subtract(first, second)) < 1e-12:
+        return difference, None
+    return difference, float(ttest_rel(first, second).pvalue)
+
+
+def baselines(block: Block) -> dict[str, BySeed]:
+    """What no row trains, by seed: best teacher, each teacher, majority class, each consensus, on the same films."""
+    found: dict[str, BySeed] = {TEACHER: {}, "majority class": {}}
+    for by_row in block.lines.values():
+        for seed, line in by_row.items():
+            metrics = line["metrics"]
+            if metrics.get("best_teacher") is not None:
+                found[TEACHER][seed] = metrics["best_teacher"]
+            if metrics.get("majority_class") is not None:
+                found["majority class"][seed] = metrics["majority_class"]
+            if line["after"]:
+                continue  # its teachers and consensus have another voice among them
+            for name, value in (metrics.get("teachers") or {}).items():
+                found.setdefault(f"teacher {name}", {})[seed] = value
+            consensus = dig(metrics, "consensus", "mean_accuracy")
+            if consensus is not None and line["resolved"]["student"] is None:
+                found.setdefault(f"consensus {line['resolved']['consensus']}", {})[seed] = consensus
+    return {name: values for name, values in found.items() if values}
+
+
+class Comparison(NamedTuple):
+    """A row against another: difference, p, and p adjusted by Holm for all rows of the block in the same column."""
+
+    difference: Mean | None
+    p: float | None
+    adjusted: float | None
+
+
+def compare(block: Block, names: Sequence[str], other: BySeed, *, skip: str | None = None) -> dict[str, Comparison]:
+    """Every row's accuracy against `other`; Holm over the rows that have a p."""
+    results = {name: paired(by_seed(block.lines[name], "mean_accuracy"), other) for name in names if name != skip}
+    adjusted = holm({name: p for name, (_, p) in results.items()})
+    return {name: Comparison(difference, p, adjusted[name]) for name, (difference, p) in results.items()}

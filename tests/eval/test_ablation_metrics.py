@@ -1,0 +1,137 @@
+import math
+
+import pytest
+
+from apo.consensus import dawid_skene
+from data.phantom.cohort import plan
+from eval import presence
+from eval.ablation_metrics import (
+    content_words,
+    errors,
+    fit_style,
+    in_consensus_form,
+    result_metrics,
+    reward_metrics,
+    rounded,
+    training_curve,
+)
+from eval.phantom import evaluate
+from tests.eval.cases import report, study, trajectory
+
+
+def compared(train=120, validate=30):
+    studies = [
+        one
+        for split, n in (("train", train), ("validate", validate))
+        for one in plan(split, n, seed=0, world="balanced")
+    ]
+    for one, consensus in zip(studies, dawid_skene(studies), strict=True):
+        one["consensus"] = consensus
+    return studies
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Left pleural effusion. No pulmonary edema.", True),
+        ("Left  pleural effusion.\nNo pulmonary edema.", True),
+        ("No pulmonary edema. Left pleural effusion.", False),  # its order is fixed
+        ("There is a left pleural effusion.", False),
+        ("Left pleural effusion. Left pleural effusion.", False),
+        ("I cannot help.", False),
+        ("", False),
+    ],
+)
+def test_consensus_form(text, expected):
+    assert in_consensus_form(text) is expected
+
+
+def test_every_consensus_has_its_own_form():
+    assert all(in_consensus_form(one["consensus"]["text"]) for one in compared(40, 0))
+
+
+def test_errors_by_hand():
+    truths = [
+        presence.read_truth(study(n, truth)) for n, truth in enumerate([{"Edema": None}, {}, {"Pneumonia": "left"}])
+    ]
+    answers = [presence.read_answer(report(Pneumonia="present")), presence.read_answer(report(Edema="present")), None]
+    found = errors(truths, answers)
+    assert found["hallucinated"] == pytest.approx(2 / 3) and found["missed"] == pytest.approx(2 / 3)
+    assert found["hallucination_rate"] == pytest.approx(2 / 13) and found["miss_rate"] == 1.0
+
+
+def test_training_curve_and_displacement():
+    log = [
+        {"step": 10 * n, "loss": 1.0, "rewards/chosen": -0.1 * n, "rewards/rejected": -n, "logps/chosen": -50.0 - n}
+        for n in range(1, 51)
+    ]
+    found = training_curve([*log, {"step": 500, "eval_loss": 2.0}], beta=0.1)
+    assert found["displacement_chosen"] == pytest.approx(-48.0)  # mean of steps 460 to 500, over beta
+    assert found["displacement_rejected"] == pytest.approx(-480.0)
+    assert found["first"]["logps/chosen"] == pytest.approx(-53.0)
+    assert len(found["curve"]["step"]) == 20 and found["curve"]["step"][-1] == 500
+    assert training_curve([], 0.1) == {}
+    assert training_curve([{"step": 1, "loss": 2.0}], 0.1)["displacement_chosen"] is None  # supervised: no rewards
+
+
+def test_style_tells_teachers_from_the_consensus_but_not_what_is_written_in_its_form():
+    from data.variants import change
+
+    studies = compared()
+    _, auc = fit_style(studies)
+    assert auc > 0.95
+    change(studies, "consensus-style")
+    _, auc = fit_style(studies)
+    assert auc < 0.7
+    content = [
+        study(n, {}, [trajectory("a", "No edema.")], split=split, consensus="Left effusion.")
+        for split in ("train", "validate")
+        for n in range(4)
+    ]
+    assert fit_style(content)[1] == 0.5, "what is said is no style"
+    assert {"effusion", "left", "no"} <= content_words() and "small" not in content_words()
+    assert fit_style([]) == (None, None)
+
+
+def score(policy, reference=-10.0, tokens=10):
+    return {"tokens": tokens, "policy": policy, "reference": reference}
+
+
+def test_reward_metrics_by_hand():
+    texts = {"right": report(Edema="present"), "wrong": report(), "worst": report(Pneumonia="present")}
+    one = study(0, {"Edema": None}, [trajectory(*item) for item in texts.items()], consensus=report(Edema="present"))
+    row = {
+        "id": one["id"],
+        "consensus": score(-5.0),
+        "teachers": {"right": score(-9.0, tokens=30), "wrong": score(-13.0, tokens=20), "worst": score(-20.0)},
+        "own": score(-7.0, tokens=6),
+    }
+    found = reward_metrics([row], [one], None)
+    assert found["margin_nats"] == pytest.approx((4 + 8 + 15) / 3)
+    assert found["margin_errors"] == pytest.approx(1.0) and found["margin_length"] == pytest.approx(1.0)
+    assert found["beats_all"] == 1.0 and found["margin_style"] is None
+    assert found["kl"] == 3.0 and found["kl_per_token"] == 0.5
+
+
+def test_reward_metrics_without_anything():
+    found = reward_metrics(
+        [{"id": "test-0", "consensus": score(-5.0), "teachers": {}, "own": None}], [study(0, {})], None
+    )
+    assert found["kl"] is found["margin_nats"] is found["beats_all"] is None
+
+
+def test_results_of_eval_phantom_are_read():
+    films = [
+        study(n, {"Edema": None}, [trajectory("a", report()), trajectory("b", report(Edema="present"))])
+        for n in range(4)
+    ]
+    train = [study(n, {}, split="train") for n in range(3)]
+    results = evaluate(films, {"student": [report(Edema="present")] * 4}, train=train, resamples=20)
+    found = result_metrics(results)
+    assert found["mean_accuracy"] == 1.0 and found["best_teacher"] == 1.0
+    assert found["teachers"] == {"a": pytest.approx(0.8), "b": 1.0}
+    assert found["majority_class"] == pytest.approx(0.8) and "consensus" not in found
+
+
+def test_what_is_not_finite_is_null():
+    assert rounded({"a": [math.nan, 1.0000049], "b": (math.inf, 2)}) == {"a": [None, 1.0], "b": [None, 2]}

@@ -1,0 +1,269 @@
+"""The ablation matrix: what runs, in which order, and what happens when it fails. Stages are stand-ins but for one."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from data import checkpoints
+from data.errors import UserError
+from scripts import ablate
+from scripts import ablation_ledger as ledger
+from scripts.ablation_plan import Place, row_stages, train_settings
+from scripts.ablation_rows import Sizes, read_row, read_rows
+from scripts.plan import ROOT
+
+METRICS = {"mean_accuracy": 0.5}
+
+
+def args(tmp_path, *words):
+    return ablate.parse_args(["--out", str(tmp_path / "out"), "--ledger", str(tmp_path / "l.jsonl"), *words])
+
+
+def rows(*names):
+    return read_rows([ROOT / "configs/ablation" / f"{name}.yaml" for name in names])
+
+
+def cohort(place):
+    (place.out / "cohort").mkdir(parents=True, exist_ok=True)
+    (place.out / "cohort" / "studies.jsonl").write_text("{}\n")
+
+
+def make_row(done):
+    def one(place, row, _):
+        cohort(place)
+        done.append((place.world, place.seed, row.name))
+        return METRICS
+
+    return one
+
+
+class Recorder:
+    """Stands for stages.run_stage: notes each stage and makes its outputs, trainings with a checkpoint."""
+
+    def __init__(self, refuse=None):
+        self.ran, self.commands, self.refuse = [], {}, refuse
+
+    def __call__(self, out, chain, name, commands, *, outputs, keep):
+        if name == self.refuse:
+            raise UserError(f"stage {name} failed")
+        assert chain.index(name) == len(self.ran), "in the order of the chain"
+        self.ran.append(name)
+        self.commands[name] = commands
+        for output in outputs:
+            (out / output / "checkpoint-3").mkdir(parents=True, exist_ok=True)
+            (out / output / "checkpoint-3" / "made-by").write_text(name)
+        if name.endswith(".score"):
+            (out / outputs[0] / "metrics.json").write_text(json.dumps(METRICS))
+        return True
+
+
+@pytest.fixture(autouse=True)
+def fingerprints(monkeypatch):
+    """The stand-ins' checkpoints hold no weights: the stage that made one tells it from others."""
+    monkeypatch.setattr(checkpoints, "fingerprint", lambda path: (path / "made-by").read_text())
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path / "out/published/seed-3", "published", 3, Sizes(), 2, 1)
+
+
+def flag(command, name):
+    return command[command.index(name) + 1]
+
+
+def test_words_of_the_command_line(tmp_path):
+    found = args(tmp_path, "--world", "published,drift", "--world", "balanced", "--seed", "0-2,7", "--train", "100")
+    assert found.world == ["published", "drift", "balanced"] and found.seed == [0, 1, 2, 7]
+    assert found.sizes == Sizes(train=100)
+    assert args(tmp_path).seed == [0, 1, 2, 3, 4] and args(tmp_path, "--smoke").seed == [0]
+    assert ablate.parse_args(["--smoke"]).ledger.parent == ROOT / "runs/ablation-smoke"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--world", "publishd"], "did you mean 'published'"),
+        (["--seed", "x"], "--seed x: write whole numbers"),
+        (["--seed", "3-1"], "--seed 3-1"),
+        (["--train", "0"], "--train 0: must be at least 1"),
+        (["--smoke", "--ledger", str(ledger.LEDGER)], "stay out of the real ledger"),
+    ],
+)
+def test_bad_words_are_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        ablate.parse_args(words)
+
+
+def test_the_stages_of_a_critique(place):
+    run = Recorder()
+    assert ablate.run_row(place, read_row(ROOT / "configs/ablation/n3.yaml"), {}, run) == METRICS
+    own = ["n3.variant", "n3.train", "n3.answer", "n3.score"]
+    assert run.ran == ["cohort", "student", "learn", "compare-dawid_skene", *own]
+    (train,) = run.commands["n3.train"]
+    assert str(ROOT / "APO-Qwen2.5.sh") in train and str(ROOT / "configs/apo_phantom.yaml") in train
+    assert flag(train, "--model") == str(place.out / "learn/checkpoint-3")
+    assert flag(train, "--dataset") == str(place.out / "rows/n3/variant/studies.jsonl")
+    assert flag(train, "--seed") == flag(train, "--data_seed") == "3"
+    assert json.loads(flag(train, "--model_kwargs")) == {"apo_cache_dir": str(place.out / "reference/learn")}
+    (variant,) = run.commands["n3.variant"]
+    assert flag(variant, "--negatives") == "first-3" and flag(variant, "--seed") == "3"
+    predict, rewards = run.commands["n3.answer"]
+    assert flag(predict, "--split") == "test" and flag(rewards, "--reference").endswith("learn/checkpoint-3")
+    assert flag(predict, "--studies") == str(place.out / "compare-dawid_skene/studies.jsonl"), (
+        "as it was, not the variant"
+    )
+
+
+def test_a_row_without_training_scores_the_learnt_student(place):
+    run = Recorder()
+    ablate.run_row(place, read_row(ROOT / "configs/ablation/learn.yaml"), {}, run)
+    assert run.ran[-2:] == ["learn.answer", "learn.score"] and len(run.commands["learn.answer"]) == 1
+    assert str(place.out / "learn/checkpoint-3") in run.commands["learn.answer"][0]
+
+
+def test_a_second_round_starts_from_the_first(place):
+    run = Recorder()
+    all_rows = read_rows()
+    ablate.run_row(place, all_rows["two_rounds"], all_rows, run)
+    assert [name for name in run.ran if "." in name] == [
+        "pl_nll.train",
+        "two_rounds.voice",
+        "two_rounds.compare",
+        "two_rounds.train",
+        "two_rounds.answer",
+        "two_rounds.score",
+    ]
+    first, second = run.commands["pl_nll.train"][0], run.commands["two_rounds.train"][0]
+    assert flag(first, "--model") == str(place.out / "learn/checkpoint-3")
+    assert flag(second, "--model") == str(place.out / "rows/pl_nll/train/checkpoint-3")
+    caches = [json.loads(flag(command, "--model_kwargs"))["apo_cache_dir"] for command in (first, second)]
+    assert caches == [str(place.out / "reference" / name) for name in ("learn", "pl_nll.train")], (
+        "one for each reference"
+    )
+    again = Recorder()
+    ablate.run_row(place, all_rows["pl_nll"], all_rows, again)
+    assert again.commands["pl_nll.train"] == run.commands["pl_nll.train"], "shared with the row itself"
+
+
+def test_a_taught_student_has_stages_of_its_own(place):
+    run = Recorder()
+    ablate.run_row(place, read_row(ROOT / "configs/ablation/consensus_self.yaml"), {}, run)
+    shared = ["cohort", "student", "lessons", "teach", "learn-taught", "compare-self-taught"]
+    assert run.ran[:6] == shared
+    assert flag(run.commands["learn-taught"][0], "--model") == str(place.out / "teach/checkpoint-3")
+    assert flag(run.commands["consensus_self.train"][0], "--model") == str(place.out / "learn-taught/checkpoint-3")
+
+
+def test_smoke_runs_a_few_steps(place):
+    run = Recorder()
+    ablate.run_row(place._replace(sizes=ablate.SMOKE), read_row(ROOT / "configs/ablation/pl.yaml"), {}, run)
+    assert flag(run.commands["cohort"][0], "--train") == "48"
+    assert all(flag(run.commands[name][0], "--max_steps") == "4" for name in ("learn", "pl.train"))
+
+
+def test_options_of_ours_join_the_cache(place):
+    row = read_row(ROOT / "configs/ablation/pl_length.yaml")
+    start = place.out / "checkpoint-1"
+    start.mkdir(parents=True)
+    (start / "made-by").write_text("learn")
+    settings = train_settings(place, row, place.out / "x", start)
+    assert settings["model_kwargs"] == {
+        "apo_cache_dir": str(place.out / "reference/learn"),
+        "apo_length_normalised": True,
+    }
+
+
+def test_every_row_has_a_plan(place):
+    all_rows = read_rows()
+    for row in all_rows.values():
+        shared, own = row_stages(place, row, all_rows)
+        names = [stage.name for stage in (*shared, *own)]
+        assert len(set(names)) == len(names) and names[-1] == f"{row.name}.score"
+
+
+def test_each_run_is_done_once_and_a_failed_one_later_again(tmp_path, capsys, monkeypatch):
+    given = args(tmp_path, "--world", "published,drift", "--seed", "0-1")
+    chosen, done = rows("pl", "learn"), []
+
+    def failing(place, row, all_rows):
+        if (place.world, place.seed, row.name) == ("drift", 0, "pl"):
+            raise UserError("stage pl.train failed\nRead x.log")
+        return make_row(done)(place, row, all_rows)
+
+    monkeypatch.setattr(ablate, "run_row", failing)
+    failures = ablate.run_matrix(given, chosen)
+    assert [(f.world, f.seed, f.row) for f in failures] == [("drift", 0, "pl")]
+    assert len(done) == 7 and "FAILED: pl, world drift, seed 0: stage pl.train failed" in capsys.readouterr().out
+    monkeypatch.setattr(ablate, "run_row", make_row(done))
+    assert not ablate.run_matrix(given, chosen)
+    assert done[7:] == [("drift", 0, "pl")], "only what is missing"
+    lines = ledger.read(given.ledger)
+    assert len(lines) == 8
+    line = next(iter(lines.values()))
+    assert line["metrics"] == METRICS and line["resolved"]["films"] == Sizes()._asdict()
+    assert {"commit", "dirty", "code", "seconds", "shared_seconds", "cohort_sha256"} <= line.keys()
+    ablate.run_matrix(given, rows("pl"))
+    assert len(done) == 8
+
+
+def test_failures_end_in_status_one_and_name_the_logs(tmp_path, monkeypatch, capsys):
+    def failing(place, row, all_rows):
+        raise UserError("stage learn failed with status 3\nmore")
+
+    monkeypatch.setattr(ablate, "run_row", failing)
+    words = ["--out", str(tmp_path / "out"), "--ledger", str(tmp_path / "l.jsonl"), "--seed", "0"]
+    assert ablate.main([*words, str(ROOT / "configs/ablation/pl.yaml")]) == 1
+    printed = capsys.readouterr().out
+    assert "1 run(s) failed" in printed and f"logs: {tmp_path}/out/published/seed-0/logs" in printed
+    assert not (tmp_path / "l.jsonl").exists()
+
+
+def test_a_broken_stage_stops_its_row(place):
+    with pytest.raises(UserError, match="stage learn failed"):
+        ablate.run_row(place, read_row(ROOT / "configs/ablation/pl.yaml"), {}, Recorder(refuse="learn"))
+
+
+def test_two_runs_on_one_folder_are_refused(tmp_path):
+    folder = tmp_path / "out/published/seed-1"
+    folder.mkdir(parents=True)
+    words = ["--out", str(tmp_path / "out"), "--ledger", str(tmp_path / "l.jsonl"), "--seed", "0-1"]
+    with open(folder / ".ablate.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="seed-1: another run is at work there"):
+            ablate.main([*words, str(ROOT / "configs/ablation/pl.yaml")])
+
+
+def test_list_runs_nothing(tmp_path, capsys, monkeypatch):
+    given = args(tmp_path, "--seed", "0-2")
+    monkeypatch.setattr(ablate, "run_row", make_row([]))
+    ablate.run_matrix(args(tmp_path, "--seed", "1"), rows("pl"))
+    words = ["--out", str(tmp_path / "none"), "--ledger", str(given.ledger), "--seed", "0-2", "--list"]
+    capsys.readouterr()
+    assert ablate.main([*words, *(str(ROOT / f"configs/ablation/{name}.yaml") for name in ("learn", "pl"))]) == 0
+    printed = capsys.readouterr().out
+    assert "published: - 1 -" in printed and "published: - - -" in printed and not (tmp_path / "none").exists()
+
+
+def bash(*words):
+    env = os.environ | {"VIRTUAL_ENV": sys.prefix}
+    call = ["bash", ROOT / "scripts/ablate.sh", *words]
+    return subprocess.run(call, capture_output=True, text=True, env=env, check=False)
+
+
+@pytest.mark.slow
+def test_a_smoke_row_from_films_to_ledger(tmp_path):
+    words = ("--smoke", "--out", str(tmp_path / "out"), str(ROOT / "configs/ablation/pl_weighted.yaml"))
+    done = bash(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (line,) = ledger.read(tmp_path / "out/ledger.jsonl").values()
+    metrics = line["metrics"]
+    assert len(metrics["teachers"]) == 7 and 0 <= metrics["mean_accuracy"] <= 1
+    assert metrics["training"]["curve"]["step"] == [1, 2, 3, 4]
+    assert metrics["rewards"]["studies"] > 0 and metrics["rewards"]["margin_length"] is not None
+    assert metrics["style_auc"] > 0.5
+    assert "in the ledger already" in bash(*words).stdout

@@ -1,0 +1,155 @@
+import math
+
+import pytest
+
+from data.errors import UserError
+from data.files import append_jsonl
+from scripts import ablate_report
+from scripts.ablate_report import BEGIN, END, NOTHING, main, replaced
+from scripts.ablation_figures import figures, sweep_points
+from scripts.ablation_rows import Sizes, digest, read_rows, resolved
+from scripts.ablation_tables import baselines, blocks, compare, mean_of, paired
+
+ROWS = read_rows()
+FULL = Sizes()
+
+
+def line(row, seed, accuracy, *, world="published", best=0.7, sizes=FULL, **more):
+    config = resolved(ROWS[row], sizes, ROWS)
+    steps = {"step": [1, 2, 3], "logps/chosen": [-50.0, -49.0, -45.0], "logps/rejected": [-90.0, -95.0, -99.0]}
+    metrics = {
+        "mean_accuracy": accuracy,
+        "mean_balanced_accuracy": accuracy - 0.1,
+        "teachers": {"a": best - 0.1, "b": best},
+        "best_teacher": best,
+        "majority_class": 0.6,
+        "consensus": {"mean_accuracy": 0.95},
+        "laterality": None,
+        "training": {"displacement_chosen": 5.0, "curve": steps},
+    }
+    return {
+        "world": world,
+        "row": row,
+        "seed": seed,
+        "config": digest(config),
+        "commit": "c" * 40,
+        "dirty": False,
+        "after": [],
+        "resolved": {k: config[k] for k in ("films", "student", "consensus", "variant", "launcher", "training")},
+        "metrics": metrics | more,
+        "seconds": 100.0,
+    }
+
+
+def five(row, accuracies, **more):
+    return [line(row, seed, accuracy, **more) for seed, accuracy in enumerate(accuracies)]
+
+
+LEDGER = [
+    *five("pl_nll", [0.90, 0.92, 0.94, 0.91, 0.93]),
+    *five("pl", [0.80, 0.85, 0.84, 0.83, 0.83]),
+    *five("learn", [0.50, 0.52]),
+    *five("n3", [0.88]),
+]
+
+
+def test_mean_and_t_interval_by_hand():
+    found = mean_of({0: 0.1, 1: 0.2, 2: 0.3})
+    reach = 4.302653 * 0.1 / math.sqrt(3)
+    assert found == (3, pytest.approx(0.2), pytest.approx(0.2 - reach), pytest.approx(0.2 + reach))
+    assert mean_of({7: 0.4}) == (1, 0.4, None, None) and mean_of({}) is None
+
+
+def test_paired_test_uses_the_seeds_that_both_have():
+    difference, p = paired({0: 1.0, 1: 3.0, 2: 2.5, 9: 100.0}, {0: 0.0, 1: 1.0, 2: 1.5, 8: -100.0})
+    assert difference.n == 3 and difference.value == pytest.approx(4 / 3)
+    assert p == pytest.approx(0.05719, abs=1e-4)  # t = 4 with 2 degrees of freedom
+    assert paired({0: 1.0, 1: 2.0}, {0: 0.0, 1: 1.0})[1] is None, "without spread there is no test"
+    assert paired({0: 1.0}, {0: 0.5})[1] is None
+
+
+def test_blocks_take_current_lines_of_each_world_and_size():
+    small = Sizes(train=200)
+    lines = [*LEDGER, *five("pl", [0.7], world="drift"), *five("pl", [0.6], sizes=small)]
+    lines += [line("pl", 9, 0.1) | {"config": "old"}, line("pl", 9, 0.1) | {"row": "gone"}]
+    found, left = blocks(lines, ROWS)
+    assert [(b.world, b.sizes) for b in found] == [("drift", Sizes()), ("published", Sizes()), ("published", small)]
+    assert left == 2 and set(found[1].lines) == {"pl_nll", "pl", "learn", "n3"} and len(found[1].lines["pl"]) == 5
+
+
+def test_baselines_are_what_no_row_trains():
+    (block,), _ = blocks(LEDGER, ROWS)
+    found = baselines(block)
+    assert {name: values[0] for name, values in found.items()} == {
+        "best teacher": 0.7,
+        "majority class": 0.6,
+        "teacher a": pytest.approx(0.6),
+        "teacher b": 0.7,
+        "consensus dawid_skene": 0.95,
+    }
+    assert len(found["best teacher"]) == 5
+
+
+def test_holm_over_the_rows_of_a_block():
+    (block,), _ = blocks([*LEDGER, *five("pl_length", [0.91, 0.92, 0.95, 0.92, 0.92])], ROWS)
+    reference = {seed: one["metrics"]["mean_accuracy"] for seed, one in block.lines["pl_nll"].items()}
+    found = compare(block, list(block.lines), reference, skip="pl_nll")
+    tested = {name: one for name, one in found.items() if one.p is not None}
+    assert set(found) == {"pl", "learn", "n3", "pl_length"} and found["n3"].p is None
+    smallest = min(tested, key=lambda name: tested[name].p)
+    assert tested[smallest].adjusted == pytest.approx(len(tested) * tested[smallest].p)
+
+
+def write(folder, lines):
+    for one in lines:
+        append_jsonl(folder / "results" / "l.jsonl", one)
+    (folder / "evidence.md").write_text(f"Head\n\n{BEGIN}\nold\n{END}\n\nTail\n")
+    return ["--ledger", str(folder / "results" / "l.jsonl"), "--doc", str(folder / "evidence.md")]
+
+
+def test_the_document(tmp_path, capsys):
+    words = write(tmp_path, LEDGER)
+    assert main([*words, "--check"]) == 1 and "old" in (tmp_path / "evidence.md").read_text()
+    assert main(words) == 0
+    text = (tmp_path / "evidence.md").read_text()
+    assert text.startswith(f"Head\n\n{BEGIN}") and text.endswith(f"{END}\n\nTail\n") and "\nold\n" not in text
+    assert "| `pl_nll` | " in text and "| 92.0 (90.0 to 94.0) |" in text
+    assert "51.0 (38.3 to 63.7), n=2" in text and "88.0, n=1" in text
+    assert "| -9.0 (p <.001, Holm .001) |" in text or "| -9.0 (p" in text
+    assert "13 runs of 1 commit(s); 0 were made with uncommitted changes." in text
+    for kind in ("accuracy", "displacement", "sweeps"):
+        name = f"results/phantom_published_{kind}.svg"
+        assert f"]({name})" in text and "<svg" in (tmp_path / name).read_text()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    assert main([*words, "--check"]) == 0 and main(words) == 0
+    assert {path: path.read_bytes() for path in before} == before, "the same numbers give the same bytes"
+
+
+def test_an_empty_ledger_says_so(tmp_path):
+    words = write(tmp_path, [])
+    main(words)
+    assert NOTHING in (tmp_path / "evidence.md").read_text()
+
+
+def test_lines_left_out_are_counted(tmp_path):
+    words = write(tmp_path, [*LEDGER, line("pl", 7, 0.2) | {"config": "old"}])
+    main(words)
+    assert "1 line(s) of the ledger are left out" in (tmp_path / "evidence.md").read_text()
+
+
+def test_a_document_without_markers_is_refused(tmp_path):
+    with pytest.raises(UserError, match="has no lines"):
+        replaced("text", "x", tmp_path / "d.md")
+
+
+def test_a_sweep_takes_the_reference_at_its_own_value():
+    lines = [*LEDGER, *five("beta_0.3", [0.8, 0.82])]
+    (block,), _ = blocks(lines, ROWS)
+    assert [(value, len(found)) for value, found in sweep_points(block, ROWS, "beta")] == [(0.1, 5), (0.3, 2)]
+    assert [value for value, _ in sweep_points(block, ROWS, "N")] == [3.0, 7.0]
+    assert sweep_points(block, ROWS, "learning rate") == []
+    assert ("published", "phantom_published_sweeps.svg") in figures([block], ROWS)
+
+
+def test_the_shipped_document_is_what_the_ledger_gives(capsys):
+    assert ablate_report.main(["--check"]) == 0, "run python -m scripts.ablate_report"

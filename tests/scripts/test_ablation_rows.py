@@ -1,0 +1,125 @@
+import pytest
+import yaml
+
+from data.errors import UserError
+from scripts.ablation_rows import FOLDER, GROUPS, Sizes, before, digest, find_row, merged, read_row, read_rows, resolved
+from scripts.plan import ROOT
+from scripts.settings import read_config
+
+GOOD = {"question": "q", "group": "main", "launcher": "apo", "consensus": "vote"}
+
+
+def write(folder, name="row", **changes):
+    content = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+FULL = Sizes()
+
+
+def config(path, sizes=FULL):
+    return digest(resolved(read_row(path), sizes, {}))
+
+
+def test_every_shipped_row_reads_and_opens_with_its_command():
+    rows = read_rows()
+    wanted = {
+        "learn",
+        "sft_consensus_samples",
+        "sft_consensus_flops",
+        "dpo_seven_pairs",
+        "dpo_one_pair",
+        "pl",
+        "pl_nll",
+    }
+    wanted |= {"pl_length", "pl_refusals", "pl_random_film", "pl_conflicting", "pl_consensus_style", "pl_weighted"}
+    wanted |= {"consensus_vote", "consensus_medoid", "consensus_oracle", "two_rounds", *(f"n{k}" for k in range(1, 7))}
+    assert wanted <= rows.keys()
+    assert {row.group for row in rows.values()} == set(GROUPS)
+    for name in rows:
+        text = (FOLDER / f"{name}.yaml").read_text()
+        assert f"#     bash scripts/ablate.sh --world published --seed 0 configs/ablation/{name}.yaml\n" in text
+    hashes = [digest(resolved(row, Sizes(), rows)) for row in rows.values()]
+    assert len(set(hashes)) == len(hashes), "two rows that are the same run"
+
+
+def test_only_the_oracle_looks_at_the_truth():
+    assert [name for name, row in read_rows().items() if row.consensus == "oracle"] == ["consensus_oracle"]
+
+
+def test_settings_lie_over_the_phantom_config():
+    row = read_rows()["dpo_seven_pairs"]
+    settings = merged(row)
+    base = merged(read_rows()["pl_nll"])
+    assert settings["loss_type"] == "pairwise" and settings["rpo_alpha"] == "0"
+    assert {k for k in base if base[k] != settings[k]} == {"loss_type", "rpo_alpha"}
+    assert not settings.keys() & {"model", "dataset", "output_dir", "image_root", "seed"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"consensus": "votes"}, "consensus is 'votes'; did you mean 'vote'"),
+        ({"launcher": None}, "launcher is None"),
+        ({"setings": {}}, "unknown key setings; did you mean 'settings'"),
+        ({"question": None}, "no question"),
+        ({"settings": {"betta": 1}}, "settings: betta; did you mean beta"),
+        ({"settings": {"seed": 1}}, "settings: seed; it is set by scripts/ablate.py"),
+        ({"settings": [1]}, "settings must hold"),
+        ({"variant": {"negatives": "first-0"}}, "negatives first-0"),
+        ({"variant": {"negative": "all"}}, "variant: unknown key negative"),
+        ({"launcher": "none", "settings": {"beta": 1}}, "launcher none trains nothing"),
+        ({"value": "x"}, "must be a number"),
+        ({"student": "clever"}, "write taught"),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_file(tmp_path, changes, message):
+    path = write(tmp_path, **changes)
+    with pytest.raises(UserError, match=message) as caught:
+        read_row(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_the_hash_follows_what_decides_the_numbers_and_nothing_else(tmp_path):
+    path = write(tmp_path)
+    first = config(path)
+    path.write_text("# another comment\n" + path.read_text())
+    assert config(path) == first
+    assert config(write(tmp_path, "other", question="another question", group="beta", value=1)) == first
+    assert config(write(tmp_path, "b", settings={"beta": 0.1})) == first, "the value that the phantom config has"
+    changed = [
+        {"settings": {"beta": 0.2}},
+        {"consensus": "medoid"},
+        {"variant": {"negatives": "one"}},
+        {"after": "pl_nll"},
+    ]
+    assert len({first, *(config(write(tmp_path, "c", **one)) for one in changed)}) == 5
+    assert config(path, Sizes(train=100)) != first
+
+
+def test_after(tmp_path):
+    rows = read_rows()
+    assert [row.name for row in before(rows["two_rounds"], rows)] == ["pl_nll"]
+    assert find_row("pl_nll", {}).name == "pl_nll"
+    loop = read_rows([write(tmp_path, "a", after="b"), write(tmp_path, "b", after="a")])
+    with pytest.raises(UserError, match="comes back to itself"):
+        before(loop["a"], loop)
+    with pytest.raises(UserError, match="is no row of the apo launcher"):
+        before(read_row(write(tmp_path, "c", after="learn")), rows)
+
+
+def test_as_critique_takes_the_value_of_the_critiques_config(tmp_path):
+    critique = read_config("critique", ROOT / "configs/apo_phantom.yaml")
+    settings = read_rows()["sft_consensus_samples"].settings
+    for key in ("num_train_epochs", "effective_batch_size", "learning_rate"):
+        assert settings[key] == critique[key]
+    with pytest.raises(UserError, match="share_prefix as_critique; configs/apo_phantom.yaml has no such key"):
+        read_row(write(tmp_path, launcher="sft", settings={"share_prefix": "as_critique"}))
+
+
+def test_two_rows_of_one_name_are_refused(tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(UserError, match="given already"):
+        read_rows([write(tmp_path), write(tmp_path / "x")])
