@@ -92,6 +92,8 @@ def shared_stages(place: Place, row: Row) -> list[Stage]:
     stages.append(Stage(learn, learn_command, [learn]))
     compare = compare_name(row)
     extra = ("--max-new-tokens", 160, "--batch-size", 32, "--allow-failures") if row.consensus == "self" else ()
+    if extra and sizes.steps:
+        extra += ("--cut-off", "keep")  # a student of a few steps never ends a text
     stages.append(
         Stage(
             compare,

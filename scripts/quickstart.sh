@@ -7,7 +7,7 @@
 #   --seed N    one seed for films, teachers, student and training (default: 0)
 #   --smoke     a few films and steps, to see that every stage runs; its numbers mean nothing
 #
-# About 15 minutes on two CPU cores after installation. Run it again and finished stages are recognised, not repeated;
+# About 12 minutes on two CPU cores after installation. Run it again and finished stages are recognised, not repeated;
 # with another seed or an edited config, the stages that depend on it run anew. The launchers of stages 3 to 5 are those
 # that train a 7B student on GPUs: only the config and the paths differ (README.md).
 #
@@ -98,12 +98,17 @@ CRITIQUE=$(newest critique)
 #    that has not ended at 160 is running on, and what it says up to there is scored.
 TEST=(--studies "$OUT/compare/studies.jsonl" --split test)
 ANSWER=(--image-root "$OUT/cohort" --max-new-tokens 160 --batch-size 50)
+# The benchmarks of real films have siblings on the cohort. They show that the path runs, on 40 items: this student was
+# never asked to choose an option or to say yes or no, and its numbers there mean nothing.
+BENCHMARKS=(--benchmark phantom-presence --benchmark phantom-progression --benchmark phantom-zeroshot)
 ANSWERS=(--predictions "learn=$OUT/evaluate/learn.jsonl" --predictions "critique=$OUT/evaluate/critique.jsonl")
 stage evaluate --keep --outputs "evaluate results.json" -- \
     "$PYTHON" -P -m eval.predict "$LEARN" "${TEST[@]}" "${ANSWER[@]}" --out "$OUT/evaluate/learn.jsonl" --then \
     "$PYTHON" -P -m eval.predict "$CRITIQUE" "${TEST[@]}" "${ANSWER[@]}" --out "$OUT/evaluate/critique.jsonl" --then \
     "$PYTHON" -P -m eval.phantom "${TEST[@]}" "${ANSWERS[@]}" --seed "$SEED" --out "$OUT/results.json" \
-    --table "$OUT/evaluate/table.txt"
+    --table "$OUT/evaluate/table.txt" --then \
+    "$PYTHON" -P -m eval.run "$CRITIQUE" "${BENCHMARKS[@]}" --data-root "$OUT/cohort" --limit 40 \
+    --out "$OUT/evaluate/benchmarks"
 "$PYTHON" scripts/stages.py --out "$OUT" --seconds-into "$OUT/results.json"
 
 # 7. Report: one page with the table, the curves and a few films with all that was said of them. Opens anywhere, offline.
