@@ -7,6 +7,8 @@
   the teachers, the majority class and the consensus on the same films;
 - `hallucinated` and `missed`: findings said and not there, there and not said, of the five, a film; a malformed answer
   misses all that is there. `hallucination_rate` and `miss_rate`: the same as shares of the absent and present findings;
+- `drift`: the held-out films in three equal strata by how much the teachers contradict each other (`conflict_by_film`),
+  each with its mean conflict, n, and the accuracy of the student, the consensus and every teacher;
 - `consensus_form`: share of answers that are word for word what the plain form of the consensus would say of their own
   reading;
 - `training`: means of the first and last tenth of the logged steps, a thinned curve, and the displacement: how many
@@ -34,12 +36,12 @@ import numpy as np
 from apo.consensus import SIDES, plain_sentence
 from data.errors import UserError, run_cli
 from data.files import read_jsonl, write_atomic
-from data.findings import LABELS, read_findings, summarise
+from data.findings import FIVE, LABELS, read_findings, summarise
 from data.records import read_studies
 from data.rows import ok_trajectories
 from data.variants import plain_text
 from eval import presence
-from eval.phantom import split_of
+from eval.phantom import consensus_texts, split_of, teacher_texts
 from eval.predict import read_answers
 from eval.report import read_log
 
@@ -79,6 +81,49 @@ def errors(truths: Sequence[presence.Reading], answers: Sequence[presence.Readin
 
 def _share(part: int, whole: int) -> float | None:
     return float(part / whole) if whole else None
+
+
+STRATA = ("low", "middle", "high")
+
+
+def conflict_by_film(studies: Sequence[dict]) -> np.ndarray:
+    """[films] in [0, 0.5]: share of the teachers in the minority, mean over the five findings.
+
+    Teachers whose answer cannot be read do not vote; a film with fewer than two votes has no conflict (0).
+    """
+    votes = np.full((len(studies), len(FIVE)), 0.0)
+    voters = np.zeros(len(studies))
+    for texts in teacher_texts(studies).values():
+        readings = [presence.read_answer(text) for text in texts]
+        readable = np.array([reading is not None for reading in readings])
+        votes += presence.truth_matrix([reading or {} for reading in readings])
+        voters += readable
+    share = votes / np.maximum(voters, 1)[:, None]
+    return np.where(voters > 1, np.minimum(share, 1 - share).mean(1), 0.0)
+
+
+def drift_strata(studies: Sequence[dict], texts: dict[str, Sequence[str | None]]) -> dict[str, Any]:
+    """Stratum -> {"n", "conflict", "accuracy": over the five findings, of everyone in `texts` (name -> texts)}.
+
+    Strata are thirds of the films in the order of their conflict, ties in file order; {} for fewer than three films.
+    """
+    if len(studies) < len(STRATA):
+        return {}
+    conflict = conflict_by_film(studies)
+    truths = [presence.read_truth(study) for study in studies]
+    correct = {
+        name: presence.correct_matrix(truths, [presence.read_answer(text) for text in said]).mean(1)
+        for name, said in texts.items()
+    }
+    parts = np.array_split(np.argsort(conflict, kind="stable"), len(STRATA))
+    return {
+        stratum: {
+            "n": len(part),
+            "conflict": float(conflict[part].mean()),
+            "accuracy": {name: float(values[part].mean()) for name, values in correct.items()},
+        }
+        for stratum, part in zip(STRATA, parts, strict=True)
+    }
 
 
 def training_curve(log: Sequence[dict], beta: float) -> dict[str, Any]:
@@ -252,6 +297,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     readings = [presence.read_answer(row["text"]) for row in answers]
     metrics = result_metrics(json.loads(args.results.read_text(encoding="utf-8")))
     metrics |= errors([presence.read_truth(study) for study in test], readings)
+    speakers = teacher_texts(test) | {"student": [row["text"] for row in answers]}
+    agreed = consensus_texts(test)
+    metrics["drift"] = drift_strata(test, speakers if agreed is None else speakers | {"consensus": agreed})
     metrics["consensus_form"] = float(np.mean([in_consensus_form(row["text"]) for row in answers]))
     metrics["cut_off"] = float(np.mean([row.get("finish_reason") == "length" for row in answers]))
     metrics["words"] = float(np.mean([len(row["text"].split()) for row in answers]))

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from data.errors import UserError, run_cli
 from data.files import write_atomic
+from data.findings import FIVE
+from eval.ablation_metrics import STRATA
 from eval.table import line as table_line
 from scripts import ablation_ledger as ledger
 from scripts.ablation_figures import figures
@@ -46,6 +48,11 @@ BESIDE = {
     "malformed %": (("malformed_rate",), 100, 1),
     "consensus form %": (("consensus_form",), 100, 1),
     "words": (("words",), 1, 0),
+}
+BY_FINDING = {label: (("accuracy", label), 100, 1) for label in FIVE}
+BY_DRIFT = {
+    **{f"{stratum} %": (("drift", stratum, "accuracy", "student"), 100, 1) for stratum in STRATA},
+    **{f"consensus, {stratum} %": (("drift", stratum, "accuracy", "consensus"), 100, 1) for stratum in STRATA},
 }
 TRAINING = {
     "consensus moved, nats": (("training", "displacement_chosen"), 1, 1),
@@ -145,9 +152,17 @@ def text_of(found: list[Block], left: int, rows: dict[str, Row], pictures: dict[
     for block in found:
         out += [title(block), "", *main_table(block, rows), ""]
         out += ["Beside accuracy, means over the same seeds:", "", *more_table(block, rows, BESIDE), ""]
-        training = more_table(block, rows, TRAINING)
-        if training:
-            out += ["Training and rewards:", "", *training, ""]
+        for heading, columns in (
+            ("Accuracy by finding, %:", BY_FINDING),
+            (
+                "Accuracy by third of the films, by conflict between the teachers from low to high:",
+                BY_DRIFT,
+            ),
+            ("Training and rewards:", TRAINING),
+        ):
+            table = more_table(block, rows, columns)
+            if table:
+                out += [heading, "", *table, ""]
         for picture in pictures.get(block.world, []) if block.sizes == Sizes() else []:
             out += [f"![{Path(picture).stem.replace('_', ' ')}]({picture})", ""]
     dirty = sum(bool(line["dirty"]) for block in found for by_row in block.lines.values() for line in by_row.values())

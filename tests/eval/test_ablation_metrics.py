@@ -6,7 +6,9 @@ from apo.consensus import dawid_skene
 from data.phantom.cohort import plan
 from eval import presence
 from eval.ablation_metrics import (
+    conflict_by_film,
     content_words,
+    drift_strata,
     errors,
     fit_style,
     in_consensus_form,
@@ -58,6 +60,25 @@ def test_errors_by_hand():
     found = errors(truths, answers)
     assert found["hallucinated"] == pytest.approx(2 / 3) and found["missed"] == pytest.approx(2 / 3)
     assert found["hallucination_rate"] == pytest.approx(2 / 13) and found["miss_rate"] == 1.0
+
+
+def test_drift_strata_by_hand():
+    edema, none = report(Edema="present"), report()
+    said = [(none, none, none, none), (edema, edema, none, none), (edema, none, none, "I cannot help.")]
+    films = [
+        study(n, {"Edema": None}, [trajectory(name, text) for name, text in zip("abcd", texts, strict=True)])
+        for n, texts in enumerate(said)
+    ]
+    conflict = conflict_by_film(films)
+    assert conflict == pytest.approx([0, 0.1, 1 / 15])  # 2 of 4 and 1 of 3 in the minority, on one finding of five
+    strata = drift_strata(films, {"student": [edema, edema, none], "a": [texts[0] for texts in said]})
+    assert list(strata) == ["low", "middle", "high"]
+    low, middle, high = strata.values()
+    assert [one["n"] for one in (low, middle, high)] == [1, 1, 1]
+    assert low["accuracy"] == {"student": 1.0, "a": pytest.approx(0.8)} and low["conflict"] == 0
+    assert middle["accuracy"] == {"student": pytest.approx(0.8), "a": 1.0}
+    assert high["accuracy"] == {"student": 1.0, "a": 1.0}
+    assert drift_strata(films[:2], {}) == {}
 
 
 def test_training_curve_and_displacement():
