@@ -250,6 +250,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         raise UserError("give either a checkpoint to ask or --predictions FILE to score")
     if args.predictions and len(args.benchmark) > 1:
         raise UserError("--predictions: holds the answers to one benchmark; give one --benchmark")
+    if args.train_images and not args.train:
+        raise UserError("--train-images: only with --train STUDIES.jsonl; launch.json names its own image root")
     if args.no_image_predictions and not args.predictions:
         raise UserError("--no-image-predictions: only with --predictions; a checkpoint is asked without films anyway")
     if args.predictions and args.shard != (1, 1):
@@ -262,14 +264,17 @@ def main(argv: list[str] | None = None) -> int:
     checkpoint = Checkpoint(args) if args.checkpoint else None
     options = split_settings(args.set, args.benchmark, "--set")
     roots = data_roots(args.data_root, args.benchmark)
-    files, unknown = ([args.train], []) if args.train else training_set.studies_of(args.checkpoint or args.predictions)
+    if args.train:
+        files, unknown = [(args.train, args.train_images)], []
+    else:
+        files, unknown = training_set.studies_of(args.checkpoint or args.predictions)
     loaded = {}
     for name in args.benchmark:
         module = benchmarks.module_of(name)
         one = module.load(name, roots[name], seed=args.seed, limit=args.limit, options=options[name])
         one = asking.with_films(check_items(one), args.missing_films == "drop") if checkpoint else check_items(one)
         # Overlapping items are asked too and left out of the scores: the answers then serve both.
-        kept = training_set.checked(one, files, unknown, images=args.train_images, excluded=args.exclude_overlap)
+        kept = training_set.checked(one, files, unknown, excluded=args.exclude_overlap)
         loaded[name] = one, kept
     found, waiting = {}, []
     if checkpoint:

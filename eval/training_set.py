@@ -12,8 +12,8 @@ from eval import leaks
 from eval.items import Benchmark
 
 
-def studies_of(checkpoint: str | Path) -> tuple[list[Path], list[str]]:
-    """(study files, notes) from the launch.json beside a checkpoint-N folder, which the launchers write.
+def studies_of(checkpoint: str | Path) -> tuple[list[tuple[Path, Path | None]], list[str]]:
+    """([(study file, image root or None)], notes) from the launch.json beside a checkpoint-N folder.
 
     A file that is gone, has changed since, or holds rows without patients cannot be compared and becomes a note.
     """
@@ -24,6 +24,7 @@ def studies_of(checkpoint: str | Path) -> tuple[list[Path], list[str]]:
     try:
         launch = json.loads(path.read_text(encoding="utf-8"))
         entries = [(Path(one["path"]), one["sha256"]) for one in launch["datasets"]]
+        root = Path(launch["image_root"]) if launch.get("image_root") else None
     except (OSError, ValueError, KeyError, TypeError):
         return [], [unchecked.format("set", f"is not readable from {path.name}")]
     found, notes = [], []
@@ -38,23 +39,22 @@ def studies_of(checkpoint: str | Path) -> tuple[list[Path], list[str]]:
         if why:
             notes.append(unchecked.format(f"file {file.name}", why))
         else:
-            found.append(file)
+            found.append((file, root))
     return found, notes
 
 
 def checked(
-    benchmark: Benchmark, files: list[Path], notes: list[str], *, images: Path | None, excluded: bool
+    benchmark: Benchmark, files: list[tuple[Path, Path | None]], notes: list[str], *, excluded: bool
 ) -> Benchmark:
     """The benchmark with its overlap with each training file in the notes, without overlapping items if `excluded`.
 
     Args:
-        files, notes: as `studies_of` returns them, or the file that the user named.
-        images: image root of the training studies, where that is not their folder.
+        files, notes: as `studies_of` returns them, or the file and image root that the user named.
 
     Raises UserError when overlapping items are to be left out and no training file is known.
     """
     if excluded and not files:
         raise UserError("--exclude-overlap: the training studies are not known; name them with --train STUDIES.jsonl")
-    for file in files:
-        benchmark = leaks.checked(benchmark, leaks.read_trained(file, image_root=images), excluded=excluded)
+    for file, root in files:
+        benchmark = leaks.checked(benchmark, leaks.read_trained(file, image_root=root), excluded=excluded)
     return dataclasses.replace(benchmark, notes=(*benchmark.notes, *notes))

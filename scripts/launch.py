@@ -103,6 +103,7 @@ def record(plan: Plan) -> None:
         "settings": plan.settings,
         "settings_sha256": hashlib.sha256(json.dumps(plan.settings, sort_keys=True).encode()).hexdigest(),
         "datasets": datasets_of(plan),
+        "image_root": plan.image_root and str(plan.image_root),
         "versions": installed_versions(("ms-swift", "torch", "transformers", "trl", "peft", "deepspeed", "datasets")),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

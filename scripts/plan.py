@@ -42,6 +42,7 @@ class Plan:
     environment: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     datasets: list[Path] = field(default_factory=list)
+    image_root: Path | None = None  # what image paths of the datasets are relative to, where it was given
 
     @property
     def groups(self) -> bool:

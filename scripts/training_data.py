@@ -24,6 +24,7 @@ def add_data(plan: Plan, dry_run: bool) -> None:
     kind = KIND[plan.stage]
     options = row_options(plan)
     overlong = overlong_of(plan, dry_run)
+    plan.image_root = Path(str(options["image_root"])).absolute() if options["image_root"] else None
     for name in PROJECT_KEYS[plan.stage]:
         settings.pop(name, None)
 

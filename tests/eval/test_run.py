@@ -219,6 +219,21 @@ def test_the_training_set_is_known_from_the_launch(films, tmp_path):
         call(films, out, folder / "checkpoint-9", "--exclude-overlap")
 
 
+def test_the_films_of_the_training_set_are_found_by_the_image_root_of_the_launch(films, tmp_path):
+    compared = tmp_path / "compared" / "studies.jsonl"  # as apo.compare writes it, away from its films
+    compared.parent.mkdir()
+    compared.write_bytes((films / "studies.jsonl").read_bytes())
+    folder = tmp_path / "run"
+    (folder / "checkpoint-9").mkdir(parents=True)
+    launched = {"datasets": [{"path": str(compared), "sha256": sha256_file(compared)}]}
+    for root, missed in ((None, True), (str(films), False)):
+        (folder / "launch.json").write_text(json.dumps(launched | {"image_root": root}))
+        call(films, tmp_path / "out", folder / "checkpoint-9")
+        notes = results_of(tmp_path / "out")["benchmarks"]["phantom-presence"]["notes"]
+        assert any("overlap with 1 training studies (studies.jsonl)" in note for note in notes)
+        assert any("were not compared by their contents" in note for note in notes) is missed
+
+
 def test_missing_films_are_an_error_or_counted(films, tmp_path):
     (films / "films/test-4.png").unlink()
     with pytest.raises(UserError, match="test-4.png: film is missing"):

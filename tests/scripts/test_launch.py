@@ -589,11 +589,12 @@ def test_missing_dataset(model, tmp_path, ran):
 
 
 def test_record_of_the_run(model, studies, tmp_path, ran):
-    run("sft", model, studies, tmp_path / "o", "--seed", "7")
+    run("sft", model, studies, tmp_path / "o", "--seed", "7", "--image_root", studies.parent)
     note = json.loads((tmp_path / "o/launch.json").read_text())
     assert note["command"][1:4] == ["-m", "swift.cli.main", "sft"]
     assert note["settings"]["seed"] == "7"
     assert note["datasets"][0]["path"] == str(studies)
+    assert note["image_root"] == str(studies.parent)
     assert len(note["datasets"][0]["sha256"]) == len(note["config"]["sha256"]) == 64
     assert note["versions"]["ms-swift"] == arguments.installed_versions()["ms-swift"]
     assert note["environment"] == {"CUDA_VISIBLE_DEVICES": ""}
