@@ -97,7 +97,7 @@ class Checkpoint:
             return {"method": "P(yes) / (P(yes) + P(no)) at the first answer token", **engine}
         return {"method": "greedy", "max_new_tokens": self.args.max_new_tokens, **engine}
 
-    def ask(self, kind: str, prompts: Sequence[tuple[str, Sequence[str]]]) -> list[dict]:
+    def ask(self, kind: str, prefix: str, prompts: Sequence[tuple[str, Sequence[str]]]) -> list[dict]:
         if self.loaded is None:
             from apo.student_engine import Student as Engine
 
@@ -106,7 +106,7 @@ class Checkpoint:
         if kind == "yesno":
             from eval.yesno import p_yes
 
-            return p_yes(self.loaded, prompts)
+            return p_yes(self.loaded, prompts, prefix=prefix)
         return predict.greedy(self.loaded, prompts, self.args.max_new_tokens)
 
 
@@ -118,8 +118,11 @@ def ask_benchmark(
     meta = {"checkpoint": checkpoint.fingerprint, "benchmark": benchmark.name, **decoding}
     rows = asking.rows_of(benchmark)
     meta["items"] = asking.digest_of(benchmark)
+    prefix = benchmark.protocol.get("answer_prefix", "")
+    if prefix:
+        meta["answer_prefix"] = prefix
     common = {"kind": kind, "batch_size": args.batch_size, "overwrite": overwrite}
-    ask = partial(checkpoint.ask, kind)
+    ask = partial(checkpoint.ask, kind, prefix)
     without = questions = None
     if not args.skip_no_image and any(item.images for item in benchmark.items):
         questions = asking.rows_of(benchmark, image=False)

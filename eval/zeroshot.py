@@ -39,10 +39,11 @@ MACRO = "macro"
 def load(name: str, root: Path, *, seed: int = 0, limit: int | None = None, options: dict) -> Benchmark:
     """The questions about a set's films (the first `limit` films): all labels of a film follow each other.
 
-    Options: those of the set, and `question`, a text with {finding} where the label's words go. `seed` changes nothing.
+    Options: those of the set; `question`, a text with {finding} where the label's words go; `prefix`, what the student
+    has said before its answer is read, backslash-n for a line break, for one that thinks first. `seed` changes nothing.
     """
     module, read = SETS[name]
-    chosen = choose(name, options, {**module.OPTIONS, "question": QUESTION})
+    chosen = choose(name, options, {**module.OPTIONS, "question": QUESTION, "prefix": ""})
     question = chosen["question"]
     if question.count("{finding}") != 1 or "{" in question.replace("{finding}", ""):
         raise UserError(f"--set question={question}: must have {{finding}} once and no other braces")
@@ -64,6 +65,7 @@ def load(name: str, root: Path, *, seed: int = 0, limit: int | None = None, opti
         "score": "P(yes) / (P(yes) + P(no)) at the first answer token, single-token variants of each word summed",
         "metric": "AUC by label (ties half), macro AUC: plain mean over the labels with both classes",
         "question": question,
+        **({"answer_prefix": chosen["prefix"].replace("\\n", "\n")} if chosen["prefix"] else {}),
         "words": dict(found.phrases),
         **found.protocol,
     }

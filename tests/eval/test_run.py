@@ -375,6 +375,18 @@ def test_a_real_student_whole_interrupted_and_in_shards(tmp_path, monkeypatch):
     words = [tmp_path / "student", "--max-new-tokens", "8", "--batch-size", "3"]
     call(films, tmp_path / "whole", *words, names=names)
     every = len(calls)
+    prefixed = tmp_path / "prefixed"
+    call(films, prefixed, *words, "--set", r"prefix=Answer:\n", names=names[-1:])
+    one = results_of(prefixed)["benchmarks"][names[-1]]
+    assert one["protocol"]["answer_prefix"] == "Answer:\n"
+    mass = [json.loads(line)["mass"] for line in (prefixed / names[-1] / "per_item.jsonl").read_text().splitlines()]
+    plain = [
+        json.loads(line)["mass"]
+        for line in (tmp_path / "whole" / names[-1] / "per_item.jsonl").read_text().splitlines()
+    ]
+    assert mass != plain, "the words before the answer are heard"
+    with pytest.raises(UserError, match="was made with other answer_prefix; answers are never mixed"):
+        call(films, prefixed, *words, names=names[-1:])
     for cut in (every // 2, every - 1):
         parts = tmp_path / f"parts-{cut}"
         calls.clear()
