@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from data.files import atomic_open
 
@@ -126,45 +127,70 @@ def points_over(sweep: dict, name: str) -> list[dict]:
     return sorted(points, key=lambda point: point["settings"][name])
 
 
+LINES = {
+    "stock_pairs": ("stock pairs / ours", "C3"),
+    "plain_rows": ("plain rows / ours", "C0"),
+    "learn_rows": ("learn: separate rows / ours", "C2"),
+}
+
+
+class Panel(NamedTuple):
+    """One axis: its label, values [n], and of a key of LINES the ratios [n] and, dashed, their limits [n] or None."""
+
+    label: str
+    values: list[float]
+    lines: dict[str, tuple[list[float], list[float] | None]]
+
+
 def draw_sweep(sweep: dict, path: Path) -> None:
     """Draw speed-up, and its limit by tokens, over each setting that has two points or more; `path` is .png or .svg."""
+    from data.errors import UserError
+
+    panels = []
+    for name, label in VARIED.items():
+        points = points_over(sweep, name)
+        if len(points) > 1:
+            lines = {
+                key: ([p["ratios"][key] for p in points], [p["limits"][key] for p in points])
+                for key in LINES
+                if all(key in point["ratios"] for point in points)
+            }
+            panels.append(Panel(label, [point["settings"][name] for point in points], lines))
+    if not panels:
+        raise UserError("the sweep has no setting with two measured values; measure more with --vary")
+    base = sweep["base"]
+    title = (
+        f"Speed-up of a shared row: base {base['prompt_tokens']} + {base['response_tokens']} tokens, "
+        f"N = {base['negatives']}, vocabulary {base['vocab']:,}"
+    )
+    draw_panels(panels, path, title, "time ratio (dashed: token ratio)")
+
+
+def draw_panels(panels: Sequence[Panel], path: Path, title: str, what: str) -> None:
+    """Panels side by side into `path` (.png or .svg); `what` the ratios are of."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from data.errors import UserError
-
-    panels = {name: found for name in VARIED if len(found := points_over(sweep, name)) > 1}
-    if not panels:
-        raise UserError("the sweep has no setting with two measured values; measure more with --vary")
-    lines = {
-        "stock_pairs": ("stock pairs", "C3"),
-        "plain_rows": ("plain rows", "C0"),
-        "learn_rows": ("learn: separate rows", "C2"),
-    }
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False, sharey=True)
-    for axis, (name, points) in zip(axes[0], panels.items(), strict=True):
-        values = [point["settings"][name] for point in points]
-        for key, (label, colour) in lines.items():
-            if all(key in point["ratios"] for point in points):
-                axis.plot(values, [p["ratios"][key] for p in points], "o-", color=colour, label=f"{label} / ours")
-                axis.plot(values, [p["limits"][key] for p in points], "--", color=colour, alpha=0.6)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for key, (ratios, limits) in panel.lines.items():
+            label, colour = LINES[key]
+            axis.plot(panel.values, ratios, "o-", color=colour, label=label)
+            if limits:
+                axis.plot(panel.values, limits, "--", color=colour, alpha=0.6)
         axis.axhline(1, color="grey", linewidth=0.8)
-        axis.set_xlabel(VARIED[name])
-        axis.set_ylim(bottom=0)
+        axis.set_xlabel(panel.label)
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("time ratio (dashed: token ratio)")
+    # Last: a limit that is set ends the scaling of all axes, which share it.
+    axes[0][0].set_ylim(bottom=0)
+    axes[0][0].set_ylabel(what)
     axes[0][0].legend(frameon=False, fontsize="small")
-    base = sweep["base"]
-    figure.suptitle(
-        f"Speed-up of a shared row: base {base['prompt_tokens']} + {base['response_tokens']} tokens, "
-        f"N = {base['negatives']}, vocabulary {base['vocab']:,}",
-        fontsize="medium",
-    )
+    figure.suptitle(title, fontsize="medium")
     figure.tight_layout()
     with atomic_open(path) as file:
-        # No date in the file: the same sweep gives the same bytes.
+        # No date in the file: the same numbers give the same bytes.
         metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
         with matplotlib.rc_context({"svg.hashsalt": "apo.bench"}):
             figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=metadata)

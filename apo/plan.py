@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from apo import flops, memory, options, shapes
+from apo.bench_report import LINES, Panel, draw_panels
 from apo.flops import Setup, Study
 from apo.plan_text import show
 from data.errors import UserError, run_cli
@@ -58,7 +59,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default_text = "" if default is None else f" (default: {default:g})"
         parser.add_argument(flag, type=number(flag, kind, most), default=default, help=text + default_text)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number to FILE, too")
-    return parser.parse_args(argv)
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw FLOP ratios over lengths and N (.svg, .png)")
+    args = parser.parse_args(argv)
+    if args.figure and args.figure.suffix not in (".png", ".svg"):
+        raise UserError(f"--figure {args.figure}: must end in .png or .svg")
+    return args
 
 
 def resolve_model(settings: dict, config: Path | None, size: str | None) -> tuple[object, str]:
@@ -180,6 +185,42 @@ def make_plan(config, settings: dict, args: argparse.Namespace) -> dict:
     }
 
 
+# What the figure varies: field of Study -> (label, values)
+OVER = {
+    "prompt": ("tokens of prompt with film", (160, 300, 600, 900, 1340, 2000)),
+    "response": ("tokens of a response", (32, 64, 128, 256, 512, 1024)),
+    "trajectories": ("N, trajectories a study", (1, 2, 3, 5, 7, 9, 12)),
+}
+
+
+def figure_panels(shape, study: Study, setup: Setup) -> list[Panel]:
+    """FLOP ratios of the other layouts to ours around `study`, one setting varied at a time."""
+    panels = []
+    for name, (label, values) in OVER.items():
+        ratios: dict[str, list[float]] = {key: [] for key in LINES}
+        for value in values:
+            one = study._replace(**{name: value})
+            one = one._replace(film=min(one.film, one.prompt - TEXT_TOKENS))
+            critique = {way.name: way.total for way in flops.critique_ways(shape, one, setup)}
+            learn = {way.name: way.total for way in flops.learn_ways(shape, one, setup)}
+            ratios["stock_pairs"].append(critique["stock pairs"] / critique["shared"])
+            ratios["plain_rows"].append(critique["plain rows"] / critique["shared"])
+            ratios["learn_rows"].append(learn["separate rows"] / learn["shared"])
+        panels.append(Panel(label, list(values), {key: (found, None) for key, found in ratios.items()}))
+    return panels
+
+
+def draw_figure(config, model: str, settings: dict, args: argparse.Namespace) -> None:
+    setup, _ = resolve_setup(settings, args.gpus)
+    study = resolve_study(settings, args)
+    title = (
+        f"FLOPs of a study against ours, {model.split()[0].strip(',')}: prompt with film {study.prompt}, "
+        f"responses {study.response} tokens, N = {study.trajectories}"
+    )
+    panels = figure_panels(shapes.shape_of(config), study, setup)
+    draw_panels(panels, args.figure, title, "FLOP ratio (by formula)")
+
+
 def plan_flops(shape, study: Study, setup: Setup, args: argparse.Namespace) -> dict:
     learn, critique = flops.learn_ways(shape, study, setup), flops.critique_ways(shape, study, setup)
     ways = {}
@@ -280,6 +321,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         write_atomic(args.json, json.dumps({"model": model, **plan}, indent=2) + "\n")
         print(f"\nwritten: {args.json}")
+    if args.figure:
+        draw_figure(config, model, settings, args)
+        print(f"\nwritten: {args.figure}")
 
 
 if __name__ == "__main__":

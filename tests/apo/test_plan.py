@@ -18,7 +18,7 @@ from apo import attention, flops, memory, shapes
 from apo.attention import row_segments, shared_mask
 from apo.flops import Setup, Study
 from apo.head import selected_logps
-from apo.plan import main
+from apo.plan import figure_panels, main
 from data.errors import UserError
 
 STUDY = Study(prompt=616, film=576, response=200, trajectories=7)
@@ -454,3 +454,20 @@ def test_bad_configurations_are_refused(tmp_path, lines, complaint):
     config.write_text(lines.replace("FOLDER", str(tmp_path)) + "\n", encoding="utf-8")
     with pytest.raises(UserError, match=complaint):
         main([str(config)])
+
+
+def test_the_figure_has_the_ratios_of_the_plan(tmp_path):
+    config = shapes.released_config("7B")
+    shape, study, setup = shapes.shape_of(config), Study(600, 500, 200, 7), Setup()
+    panels = {panel.label: panel for panel in figure_panels(shape, study, setup)}
+    over_prompt = panels["tokens of prompt with film"]
+    ways = {way.name: way.total for way in flops.critique_ways(shape, study._replace(film=500), setup)}
+    at = over_prompt.values.index(600)
+    assert over_prompt.lines["stock_pairs"][0][at] == pytest.approx(ways["stock pairs"] / ways["shared"])
+    n = panels["N, trajectories a study"]
+    assert n.lines["learn_rows"][0][n.values.index(1)] == pytest.approx(1, rel=1e-3)  # one trajectory shares nothing
+    assert over_prompt.lines["plain_rows"][0] == sorted(over_prompt.lines["plain_rows"][0])
+    main(["--model-size", "7B", "--figure", str(tmp_path / "ratios.svg")])
+    assert b"<svg" in (tmp_path / "ratios.svg").read_bytes()
+    with pytest.raises(UserError, match=r"--figure ratios.pdf: must end in .png or .svg"):
+        main(["--model-size", "7B", "--figure", "ratios.pdf"])
