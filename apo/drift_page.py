@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 from PIL import Image
 
@@ -20,6 +19,7 @@ from apo.drift import CONFLICTS, OUTCOMES, STATE, consensus_decisions, outcome
 from apo.stationarity import BINS
 from data.findings import LABELS, Claim, read_findings
 from data.images import decode_problem, file_problem
+from data.pages import environment
 from data.records import image_paths
 
 FILM_SIDE = 320  # pixels; films are shrunk to it
@@ -37,13 +37,7 @@ def render(found: dict, studies: Sequence[dict], root: str) -> tuple[str, int]:
         found: the content of drift.json; studies: the sampled records; root: their absolute image root.
     """
     views = [study_view(study, root) for study in studies]
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    env = environment(Path(__file__).parent)
     env.filters |= {"percent": percent, "p": p_text}
     env.globals |= {"shade": shade, "bins": [f"{10 * j}-{10 * j + 10}" for j in range(BINS)]}
     page = env.get_template("drift_page.html").render(

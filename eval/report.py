@@ -15,12 +15,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 from PIL import Image
 
 from data.errors import UserError, run_cli
 from data.files import read_jsonl, write_atomic
 from data.images import decode_problem, file_problem
+from data.pages import environment
 from data.records import image_paths, read_studies, root_of
 from eval import charts, phantom, presence
 from eval.presence import FIVE
@@ -119,8 +119,7 @@ def sample_view(study: dict, root: str, students: dict[str, str]) -> dict:
 
 def render(results: dict, samples: Sequence[dict], learn_log: Sequence[dict], critique_log: Sequence[dict]) -> str:
     """The page as HTML text."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    env = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    env = environment(Path(__file__).parent)
     env.filters["percent"] = phantom.percent
     # Depth of colour in the accuracy map: none at 30 %, full at 100 %; kept light enough to read the number on.
     env.globals["shade"] = lambda accuracy: round(min(max((accuracy - 0.3) / 0.7, 0), 1) * 75)
