@@ -4,23 +4,20 @@ Nothing is loaded from elsewhere and nothing runs: films are embedded, charts ar
 and every text is escaped.
 """
 
-import base64
 import html
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
-from PIL import Image
 
 from apo.consensus import Decision, Heard, hear
 from apo.drift import CONFLICTS, OUTCOMES, STATE, consensus_decisions, outcome
 from apo.stationarity import BINS
+from data import pages
 from data.charts import WIDTH, draw_lines
 from data.findings import LABELS, Claim, read_findings
 from data.images import decode_problem, file_problem
-from data.pages import environment
 from data.records import image_paths
 
 FILM_SIDE = 320  # pixels; films are shrunk to it
@@ -38,7 +35,7 @@ def render(found: dict, studies: Sequence[dict], root: str) -> tuple[str, int]:
         found: the content of drift.json; studies: the sampled records; root: their absolute image root.
     """
     views = [study_view(study, root) for study in studies]
-    env = environment(Path(__file__).parent)
+    env = pages.environment(Path(__file__).parent)
     env.filters |= {"percent": percent, "p": p_text}
     env.globals |= {"shade": shade, "bins": [f"{10 * j}-{10 * j + 10}" for j in range(BINS)]}
     page = env.get_template("drift_page.html").render(
@@ -89,12 +86,7 @@ def film_uri(study: dict, root: str) -> tuple[str | None, str]:
     problem = file_problem(path, root) or decode_problem(path)
     if problem:
         return None, problem.partition(";")[0]
-    with Image.open(path) as film:
-        film = film.convert("L")
-        film.thumbnail((FILM_SIDE, FILM_SIDE))
-        buffer = io.BytesIO()
-        film.save(buffer, "JPEG", quality=FILM_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), ""
+    return pages.film_uri(path, FILM_SIDE, "JPEG", quality=FILM_QUALITY), ""
 
 
 def study_view(study: dict, root: str) -> dict:

@@ -8,19 +8,15 @@ Nothing is loaded from elsewhere: films are embedded, charts are inline SVG, and
 """
 
 import argparse
-import base64
-import io
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
+from data import pages
 from data.errors import UserError, run_cli
 from data.files import read_jsonl, write_atomic
 from data.images import decode_problem, file_problem
-from data.pages import environment
 from data.records import image_paths, read_studies, root_of
 from eval import charts, phantom, presence
 from eval.presence import FIVE
@@ -81,12 +77,7 @@ def film_uri(path) -> str:
     problem = file_problem(path, os.sep) or decode_problem(path)
     if problem:
         raise UserError(f"film {path} {problem}; or check --image-root")
-    with Image.open(path) as film:
-        film = film.convert("L")
-        film.thumbnail((FILM_SIDE, FILM_SIDE))
-        buffer = io.BytesIO()
-        film.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return pages.film_uri(path, FILM_SIDE, "PNG")
 
 
 def sample_view(study: dict, root: str, students: dict[str, str]) -> dict:
@@ -119,7 +110,7 @@ def sample_view(study: dict, root: str, students: dict[str, str]) -> dict:
 
 def render(results: dict, samples: Sequence[dict], learn_log: Sequence[dict], critique_log: Sequence[dict]) -> str:
     """The page as HTML text."""
-    env = environment(Path(__file__).parent)
+    env = pages.environment(Path(__file__).parent)
     env.filters["percent"] = phantom.percent
     # Depth of colour in the accuracy map: none at 30 %, full at 100 %; kept light enough to read the number on.
     env.globals["shade"] = lambda accuracy: round(min(max((accuracy - 0.3) / 0.7, 0), 1) * 75)
