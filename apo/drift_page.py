@@ -4,20 +4,18 @@ Nothing is loaded from elsewhere and nothing runs: films are embedded, charts ar
 and every text is escaped.
 """
 
-import base64
 import html
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
-from PIL import Image
 
 from apo.consensus import Decision, Heard, hear
 from apo.drift import CONFLICTS, OUTCOMES, STATE, consensus_decisions, outcome
 from apo.stationarity import BINS
+from data import pages
+from data.charts import WIDTH, draw_lines
 from data.findings import LABELS, Claim, read_findings
 from data.images import decode_problem, file_problem
 from data.records import image_paths
@@ -25,7 +23,7 @@ from data.records import image_paths
 FILM_SIDE = 320  # pixels; films are shrunk to it
 FILM_QUALITY = 80
 FEW = 10  # claims: a mean of fewer is not shown
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 220, 40, 10, 10, 34
+LEFT = 40  # pixels for the y ticks of a chart
 RANK = {"agreed": 1, "consistent": 1, "uncertain": 2, "conflict": 3, "corrected": 3}
 CLASSES = {"agreed": "ok", "consistent": "ok", "uncertain": "unsure", "conflict": "bad", "corrected": "fix"}
 
@@ -37,13 +35,7 @@ def render(found: dict, studies: Sequence[dict], root: str) -> tuple[str, int]:
         found: the content of drift.json; studies: the sampled records; root: their absolute image root.
     """
     views = [study_view(study, root) for study in studies]
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    env = pages.environment(Path(__file__).parent)
     env.filters |= {"percent": percent, "p": p_text}
     env.globals |= {"shade": shade, "bins": [f"{10 * j}-{10 * j + 10}" for j in range(BINS)]}
     page = env.get_template("drift_page.html").render(
@@ -94,12 +86,7 @@ def film_uri(study: dict, root: str) -> tuple[str | None, str]:
     problem = file_problem(path, root) or decode_problem(path)
     if problem:
         return None, problem.partition(";")[0]
-    with Image.open(path) as film:
-        film = film.convert("L")
-        film.thumbnail((FILM_SIDE, FILM_SIDE))
-        buffer = io.BytesIO()
-        film.save(buffer, "JPEG", quality=FILM_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), ""
+    return pages.film_uri(path, FILM_SIDE, "JPEG", quality=FILM_QUALITY), ""
 
 
 def study_view(study: dict, root: str) -> dict:
@@ -257,31 +244,14 @@ def line_chart(series: Sequence[tuple[str, Sequence[tuple[float, float | None]]]
         return None
     highest = max(y for _, points in lines for _, y in points)
     step = next(s for s in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0) if highest <= 5 * s or s == 2.0)
-    top = step * max(math.ceil(highest / step - 1e-9), 1)
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        return LEFT + x / 100 * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y / top * (HEIGHT - TOP - BOTTOM)
-
-    out = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">']
-    for k in range(round(top / step) + 1):
-        _, py = at(0, k * step)
-        out.append(f'<line class="grid" x1="{LEFT}" y1="{py:.1f}" x2="{WIDTH - RIGHT}" y2="{py:.1f}"/>')
-        out.append(f'<text class="tick" x="{LEFT - 5}" y="{py + 4:.1f}" text-anchor="end">{k * step:.2g}</text>')
-    for x in (0, 25, 50, 75, 100):
-        px, _ = at(x, 0)
-        anchor = "end" if x == 100 else "middle"
-        out.append(f'<text class="tick" x="{px:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="{anchor}">{x}</text>')
-    out.append(f'<text class="tick" x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 3}" text-anchor="middle">depth, %</text>')
-    for i, (_, points) in enumerate(lines):
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in points))
-        out.append(f'<polyline class="line s{i}" points="{path}"/>')
-        if len(points) == 1:
-            x, y = at(*points[0])
-            out.append(f'<circle class="dot s{i}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
-    out.append("</svg>")
-    keys = "".join(
-        f'<span class="key"><svg viewBox="0 0 18 8" aria-hidden="true"><line class="line s{i}" x1="0" y1="4" x2="18" '
-        f'y2="4"/></svg>{html.escape(name)}</span>'
-        for i, (name, _) in enumerate(lines)
+    steps = max(math.ceil(highest / step - 1e-9), 1)
+    return draw_lines(
+        lines,
+        title=title,
+        x_label="depth, %",
+        x_range=(0, 100),
+        x_ticks=(0, 25, 50, 75, 100),
+        y_ticks=[k * step for k in range(steps + 1)],
+        left=LEFT,
+        middle=(LEFT + WIDTH) / 2,
     )
-    return Markup(f'{"".join(out)}<div class="keys">{keys}</div>')

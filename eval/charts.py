@@ -1,7 +1,6 @@
-"""Pictures of a report: line charts as inline SVG, and the colour marks of a teacher's text. No files, no network.
+"""Pictures of a report: line and interval charts, and the colour marks of a teacher's text. No files, no network.
 
-Colours are CSS classes (`s0`, `s1`, ... for lines; `ok`, `bad`, `unsure` for marks) that the page defines, for light
-and for dark.
+The marks' colours are CSS classes (`ok`, `bad`, `unsure`) that data/pages/page.css defines, for light and for dark.
 """
 
 import html
@@ -10,12 +9,10 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from data.charts import BOTTOM, COLOURS, RIGHT, TOP, WIDTH, Point, closed, draw_lines, grid, number, opening, tick
 from data.findings import read_findings
 from eval.presence import FIVE, Reading
 
-Point = tuple[float, float]
-WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 34
 MAX_POINTS = 400
 
 
@@ -32,44 +29,16 @@ def line_chart(series: Sequence[tuple[str, Sequence[Point]]], *, title: str, x_l
         return None
     xs = [x for _, points in lines for x, _ in points]
     ys = [y for _, points in lines for _, y in points]
-    x_ticks, y_ticks = ticks(min(xs), max(xs), 6), ticks(min(ys), max(ys), 5)
     x0, x1 = min(xs), max(max(xs), min(xs) + 1e-9)
-    y0, y1 = y_ticks[0], y_ticks[-1]
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        return (
-            LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT),
-            HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM),
-        )
-
-    out = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">']
-    for y in y_ticks:
-        _, py = at(x0, y)
-        out.append(f'<line class="grid" x1="{LEFT}" y1="{py:.1f}" x2="{WIDTH - RIGHT}" y2="{py:.1f}"/>')
-        out.append(f'<text class="tick" x="{LEFT - 5}" y="{py + 4:.1f}" text-anchor="end">{number(y)}</text>')
-    for x in (t for t in x_ticks if x0 <= t <= x1 and abs(t - round(t)) < 1e-9):
-        px, _ = at(x, y0)
-        anchor = "end" if px > WIDTH - 24 else "middle"
-        out.append(
-            f'<text class="tick" x="{px:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="{anchor}">{number(x)}</text>'
-        )
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    out.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">{html.escape(x_label)}</text>')
-    for i, (_, points) in enumerate(lines):
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*p) for p in points))
-        if len(points) == 1:
-            x, y = at(*points[0])
-            out.append(f'<circle class="dot s{i}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
-        else:
-            out.append(f'<polyline class="line s{i}" points="{path}"/>')
-    out.append("</svg>")
-    keys = "".join(
-        f'<span class="key"><svg viewBox="0 0 18 8" aria-hidden="true">'
-        f'<line class="line s{i}" x1="0" y1="4" x2="18" y2="4"/></svg>'
-        f"{html.escape(name)} <small>(last {number(points[-1][1])})</small></span>"
-        for i, (name, points) in enumerate(lines)
+    return draw_lines(
+        lines,
+        title=title,
+        x_label=x_label,
+        x_range=(x0, x1),
+        x_ticks=[x for x in ticks(x0, max(xs), 6) if x0 <= x <= x1 and abs(x - round(x)) < 1e-9],
+        y_ticks=ticks(min(ys), max(ys), 5),
+        notes=[f"last {number(points[-1][1])}" for _, points in lines],
     )
-    return Markup(f'{"".join(out)}<div class="keys">{keys}</div>')
 
 
 def thin(points: list[Point]) -> list[Point]:
@@ -89,11 +58,6 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, last + 1)]
-
-
-def number(value: float) -> str:
-    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    return "0" if float(text) == 0 else text
 
 
 def verdicts(reading: Reading | None, truth: Reading, labels: Sequence[str] = FIVE) -> list[tuple[str, str, str]]:
@@ -172,28 +136,20 @@ def interval_chart(
     def at(x: float) -> float:
         return left + (x - x0) / (x1 - x0) * (2 * WIDTH - left - RIGHT)
 
-    out = [f'<svg viewBox="0 0 {2 * WIDTH} {height}" role="img" aria-label="{html.escape(title)}">']
+    out = [opening(2 * WIDTH, height, title)]
     for x in x_ticks:
-        out.append(f'<line class="grid" x1="{at(x):.1f}" y1="{TOP}" x2="{at(x):.1f}" y2="{height - BOTTOM}"/>')
-        out.append(
-            f'<text class="tick" x="{at(x):.1f}" y="{height - BOTTOM + 15}" text-anchor="middle">{number(x)}</text>'
-        )
+        out.append(grid(at(x), TOP, at(x), height - BOTTOM))
+        out.append(tick(at(x), height - BOTTOM + 15, number(x)))
     for row, label in enumerate(labels):
         y = TOP + step * row + step / 2
-        out.append(f'<text class="tick" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{html.escape(label)}</text>')
+        out.append(tick(left - 8, y + 4, label, "end"))
         for i, (name, one) in enumerate(series):
             for _, value, low, high in (p for p in one if p[0] == label and all(map(math.isfinite, p[1:]))):
-                py = y + (i - (len(series) - 1) / 2) * gap
+                py, colour = y + (i - (len(series) - 1) / 2) * gap, f"s{i % COLOURS}"
                 said = f"{html.escape(name)}, {html.escape(label)}: {value:.3f} ({low:.3f} to {high:.3f})"
                 out.append(
-                    f'<line class="line s{i % 6}" x1="{at(low):.1f}" y1="{py:.1f}" x2="{at(high):.1f}" y2="{py:.1f}"/>'
+                    f'<line class="line {colour}" x1="{at(low):.1f}" y1="{py:.1f}" x2="{at(high):.1f}" y2="{py:.1f}"/>'
                 )
-                out.append(f'<circle class="dot s{i % 6}" cx="{at(value):.1f}" cy="{py:.1f}" r="4">')
+                out.append(f'<circle class="dot {colour}" cx="{at(value):.1f}" cy="{py:.1f}" r="4">')
                 out.append(f"<title>{said}</title></circle>")
-    out.append("</svg>")
-    keys = "".join(
-        f'<span class="key"><svg viewBox="0 0 18 8" aria-hidden="true">'
-        f'<line class="line s{i % 6}" x1="0" y1="4" x2="18" y2="4"/></svg>{html.escape(name)}</span>'
-        for i, (name, _) in enumerate(series)
-    )
-    return Markup(f'{"".join(out)}<div class="keys">{keys}</div>')
+    return closed(out, [name for name, _ in series])

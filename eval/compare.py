@@ -15,11 +15,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
 from data.errors import UserError, refuse_below_one, run_cli
 from data.files import read_jsonl, write_atomic
+from data.pages import environment
 from eval import charts, statistics
 from eval.table import RESEARCH, line, number
 from eval.text_metrics import coco_bleu
@@ -284,8 +284,7 @@ def markdown(found: Mapping) -> str:
 
 def page(found: Mapping) -> str:
     """The comparison as one HTML file that loads nothing from elsewhere."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    env = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    env = environment(Path(__file__).parent)
     env.globals |= {"cells": cells, "heads": heads, "chart_of": chart_of, "research": RESEARCH}
     return env.get_template("compare_page.html").render(found=found)
 

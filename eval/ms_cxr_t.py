@@ -14,8 +14,9 @@ from data.errors import Problems, UserError
 from data.files import sha256_file
 from data.findings_lexicon import FIVE
 from data.mimic_cxr import image_path
-from data.mimic_tables import check_count, rows, whole
+from data.mimic_tables import rows, whole
 from data.records import PROGRESSIONS
+from eval.sets import PARTIAL, check_table
 
 IMAGE_TABLE = "MS_CXR_T_temporal_image_classification_v*.csv"
 SENTENCE_TABLE = "MS_CXR_T_temporal_sentence_similarity_v*.csv"
@@ -23,7 +24,7 @@ SENTENCE_TABLE = "MS_CXR_T_temporal_sentence_similarity_v*.csv"
 ROWS, LABELS, CONSOLIDATIONS = 1_045, 1_326, 201
 SENTENCE_PAIRS = 361
 CATEGORIES = ("contradiction", "paraphrase")
-PARTIAL = "--set partial=yes"
+EMPTY = "holds no row; download the table again"
 QUALITIES = ("one_expert", "multiple_experts", "disagreement")
 
 
@@ -108,10 +109,7 @@ def read_pairs(path: Path, *, partial: bool = False) -> tuple[list[Pair], dict, 
             elif quality:
                 pair.quality[label] = quality
                 qualities[quality] += 1
-    problems.refuse()
-    if not total:
-        raise UserError(f"{path}: holds no row; download the table again")
-    complete = check_count(path, "rows", total, ROWS, partial, told=PARTIAL)
+    complete = check_table(problems, "rows", total, ROWS, partial, empty=EMPTY)
     got = (labels.total(), labels["Consolidation"])
     if complete and not partial and got != (LABELS, CONSOLIDATIONS):
         raise UserError(
@@ -152,10 +150,7 @@ def read_sentences(path: Path, *, partial: bool = False) -> tuple[list[dict], di
         sentences = (first.strip(), second.strip())
         subset = subset[0].strip() if subset and subset[0].strip() else "all"
         found.append({"line": line, "subset": subset, "sentences": sentences, "category": category})
-    problems.refuse()
-    if not found:
-        raise UserError(f"{path}: holds no row; download the table again")
-    check_count(path, "sentence pairs", len(found), SENTENCE_PAIRS, partial, told=PARTIAL)
+    check_table(problems, "sentence pairs", len(found), SENTENCE_PAIRS, partial, empty=EMPTY)
     counts = Counter((row["subset"], row["category"]) for row in found)
     by_subset = {f"{subset}, {category}": n for (subset, category), n in sorted(counts.items())}
     return found, {"table": path.name, "sha256": sha256_file(path), "pairs": len(found), "by_subset": by_subset}

@@ -8,16 +8,12 @@ Nothing is loaded from elsewhere: films are embedded, charts are inline SVG, and
 """
 
 import argparse
-import base64
-import io
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
-from PIL import Image
-
+from data import pages
 from data.errors import UserError, run_cli
 from data.files import read_jsonl, write_atomic
 from data.images import decode_problem, file_problem
@@ -81,12 +77,7 @@ def film_uri(path) -> str:
     problem = file_problem(path, os.sep) or decode_problem(path)
     if problem:
         raise UserError(f"film {path} {problem}; or check --image-root")
-    with Image.open(path) as film:
-        film = film.convert("L")
-        film.thumbnail((FILM_SIDE, FILM_SIDE))
-        buffer = io.BytesIO()
-        film.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return pages.film_uri(path, FILM_SIDE, "PNG")
 
 
 def sample_view(study: dict, root: str, students: dict[str, str]) -> dict:
@@ -119,8 +110,7 @@ def sample_view(study: dict, root: str, students: dict[str, str]) -> dict:
 
 def render(results: dict, samples: Sequence[dict], learn_log: Sequence[dict], critique_log: Sequence[dict]) -> str:
     """The page as HTML text."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    env = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    env = pages.environment(Path(__file__).parent)
     env.filters["percent"] = phantom.percent
     # Depth of colour in the accuracy map: none at 30 %, full at 100 %; kept light enough to read the number on.
     env.globals["shade"] = lambda accuracy: round(min(max((accuracy - 0.3) / 0.7, 0), 1) * 75)

@@ -6,9 +6,9 @@ It shows no film and no text of a report, so that it may be kept where the resul
 from collections.abc import Mapping
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
+from data.pages import environment
 from eval import charts, table
 
 LARGEST = 20  # columns and rows of a chart; larger tables are read as tables
@@ -16,8 +16,7 @@ LARGEST = 20  # columns and rows of a chart; larger tables are read as tables
 
 def render(results: Mapping) -> str:
     """results.json of `eval.run` as HTML text."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    env = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    env = environment(Path(__file__).parent)
     env.globals |= {
         "tables": table.tables,
         "number": table.number,

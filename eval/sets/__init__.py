@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from data.errors import UserError
+from data.errors import Problems, UserError
 from data.files import sha256_file
+from data.mimic_tables import check_count
 
 PARTIAL = "--set partial=yes"
 
@@ -54,6 +55,23 @@ def find_file(root: Path, names: Iterable[str], told: str | None, remedy: str) -
             if path.exists():
                 return path
     raise UserError(f"{root}: no {' or '.join(names)}; {remedy}")
+
+
+def check_table(problems: Problems, what: str, got: int, published: int, partial: bool, empty: str) -> bool:
+    """The end of reading a table: refuses what was noted, then an empty table, then a wrong number (`check_count`).
+
+    Args:
+        what: the things that are counted, in the plural; empty: what to say of none, with the remedy.
+    """
+    problems.refuse()
+    if not got:
+        raise UserError(f"{problems.path}: {empty}")
+    return check_count(problems.path, what, got, published, partial, told=PARTIAL)
+
+
+def first_file(places: list[Path]) -> str:
+    """The first place where a file lies; the first of all where there is none, so that a message names it."""
+    return str(next((path for path in places if path.is_file()), places[0]))
 
 
 def film_index(folders: Iterable[Path]) -> dict[str, str]:

@@ -8,8 +8,7 @@ import json
 from pathlib import Path
 
 from data.errors import Problems, UserError
-from data.mimic_tables import check_count
-from eval.sets import PARTIAL, Film, FilmSet, describe, film_index, find_file
+from eval.sets import Film, FilmSet, check_table, describe, film_index, find_file
 
 LABELS = {
     "Atelectasis": "atelectasis",
@@ -56,10 +55,7 @@ def read_table(path: Path, *, partial: bool = False) -> dict[str, frozenset[str]
         if name in found:
             problems.add(f"{where}: {name} comes twice; keep one")
         found[name] = frozenset(label for label in syms if isinstance(label, str))
-    problems.refuse()
-    if not found:
-        raise UserError(f"{path}: holds no film; {REMEDY}")
-    check_count(path, "films", len(found), FILMS, partial, told=PARTIAL)
+    check_table(problems, "films", len(found), FILMS, partial, empty=f"holds no film; {REMEDY}")
     return found
 
 

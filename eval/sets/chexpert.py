@@ -6,9 +6,9 @@ ROOT/groundtruth.csv (one row a study), films in ROOT/test/patient64741/study1/,
 import re
 from pathlib import Path
 
-from data.errors import Problems, UserError
-from data.mimic_tables import check_count, rows
-from eval.sets import PARTIAL, Film, FilmSet, describe, find_file
+from data.errors import Problems
+from data.mimic_tables import rows
+from eval.sets import Film, FilmSet, check_table, describe, find_file
 
 LABELS = {
     "No Finding": "a normal chest without any abnormal finding",
@@ -52,10 +52,7 @@ def read_table(path: Path, *, partial: bool = False) -> list[tuple[str, str, str
             problems.add(f"{path}:{line}: this study stands in the table already; keep one row a study")
         present = frozenset(label for label, value in zip(LABELS, values, strict=True) if value == "1")
         found[study["path"]] = (study["path"], study["patient"], study["study"], present)
-    problems.refuse()
-    if not found:
-        raise UserError(f"{path}: holds no study; {REMEDY}")
-    check_count(path, "studies", len(found), STUDIES, partial, told=PARTIAL)
+    check_table(problems, "studies", len(found), STUDIES, partial, empty=f"holds no study; {REMEDY}")
     return list(found.values())
 
 

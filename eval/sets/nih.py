@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from data.errors import Problems, UserError
 from data.mimic_tables import check_count, rows
-from eval.sets import PARTIAL, Film, FilmSet, describe, film_index, find_file
+from eval.sets import PARTIAL, Film, FilmSet, check_table, describe, film_index, find_file
 
 LABELS = {
     "Atelectasis": "atelectasis",
@@ -88,10 +88,7 @@ def read_list(path: Path, known: dict[str, Row], *, partial: bool = False) -> li
         if name in names:
             problems.add(f"{path}:{number}: film {name} is listed twice; keep one")
         names[name] = None
-    problems.refuse()
-    if not names:
-        raise UserError(f"{path}: lists no film; {REMEDY}")
-    check_count(path, "films", len(names), LISTED, partial, told=PARTIAL)
+    check_table(problems, "films", len(names), LISTED, partial, empty=f"lists no film; {REMEDY}")
     return list(names)
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import Problems, UserError
-from data.mimic_tables import check_count
-from eval.sets import PARTIAL, Film, FilmSet, film_index, find_file
+from eval.sets import Film, FilmSet, check_table, film_index, find_file
 
 LABELS = {
     "Atelectasis": "atelectasis",
@@ -72,10 +71,7 @@ def read_reports(path: Path, *, partial: bool = False) -> list[Report]:
             if seen.setdefault(what, name) != name or report.images.count(what) > 1:
                 problems.add(f"{path}: {name}: id {what} stands in {seen[what]} already; keep one")
         reports.append(report)
-    problems.refuse()
-    if not reports:
-        raise UserError(f"{path}: holds no XML report; {REMEDY}")
-    check_count(path, "reports", len(reports), REPORTS, partial, told=PARTIAL)
+    check_table(problems, "reports", len(reports), REPORTS, partial, empty=f"holds no XML report; {REMEDY}")
     return sorted(reports, key=lambda report: (len(report.uid), report.uid))
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from data.errors import Problems, UserError
 from data.mimic_tables import check_count, rows
-from eval.sets import PARTIAL, Film, FilmSet, describe, find_file
+from eval.sets import PARTIAL, Film, FilmSet, describe, find_file, first_file
 
 ROWS = 160_861
 PHYSICIAN, MODEL = "Physician", "RNN_model"
@@ -142,4 +142,4 @@ def _labels(listed: str) -> frozenset[str] | None:
 
 def _film(images: Path, row: Row) -> str:
     places = [images / "images" / row.folder / row.image, images / row.folder / row.image, images / row.image]
-    return str(next((path for path in places if path.is_file()), places[0]))
+    return first_file(places)

@@ -7,9 +7,9 @@ public readers of it name. "No finding", "Other lesion" and "Other disease(s)" n
 
 from pathlib import Path
 
-from data.errors import Problems, UserError
-from data.mimic_tables import check_count, rows
-from eval.sets import PARTIAL, Film, FilmSet, describe, find_file
+from data.errors import Problems
+from data.mimic_tables import rows
+from eval.sets import Film, FilmSet, check_table, describe, find_file, first_file
 
 LABELS = {
     "Aortic enlargement": "an enlarged aorta",
@@ -56,10 +56,7 @@ def read_table(path: Path, *, partial: bool = False) -> dict[str, frozenset[str]
                 f"{path}:{line}: this image stands in the table already (the train table has one row a reader)"
             )
         found[image] = frozenset(label for label, value in zip(LABELS, values, strict=True) if value == "1")
-    problems.refuse()
-    if not found:
-        raise UserError(f"{path}: holds no film; {REMEDY}")
-    check_count(path, "films", len(found), FILMS, partial, told=PARTIAL)
+    check_table(problems, "films", len(found), FILMS, partial, empty=f"holds no film; {REMEDY}")
     return found
 
 
@@ -80,4 +77,4 @@ def read(root: Path, chosen: dict) -> FilmSet:
 
 def _film(images: Path, image: str) -> str:
     places = [folder / f"{image}{end}" for folder in (images / "test", images) for end in (".png", ".jpg", ".dicom")]
-    return str(next((path for path in places if path.is_file()), places[0]))
+    return first_file(places)

@@ -46,6 +46,11 @@ def make_rows(folder, *, studies=3, negatives=(7, 1, 3), films=(1, 2, 1), seed=0
     return rows
 
 
+def make_many_rows(folder, seeds, **shape):
+    """The rows of `make_rows` for each of the seeds 0, 1, ..., in one list."""
+    return [row for seed in range(seeds) for row in make_rows(folder, seed=seed, **shape)]
+
+
 def load(student_dir, family="qwen2_5_vl", **kwargs):
     from swift.model import get_model_processor
     from swift.template import get_template

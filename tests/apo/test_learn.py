@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.apo.cases import column, make_rows, train, write_rows
+from tests.apo.cases import column, make_many_rows, make_rows, train, write_rows
 
 N = 3
 
@@ -12,12 +12,11 @@ def cohort(tmp_path_factory):
     """The same trajectories as studies, and as separate rows in the same order."""
     folder = tmp_path_factory.mktemp("cohort")
     studies, rows = [], []
-    for seed in range(4):
-        for row in make_rows(folder, studies=4, negatives=(N - 1,) * 4, films=(1, 2, 1, 1), seed=seed):
-            others = row.pop("negative_messages")
-            studies.append({**row, "positive_messages": others})
-            user = row["messages"][0]
-            rows += [{**row, "messages": m} for m in [row["messages"], *([user, *other] for other in others)]]
+    for row in make_many_rows(folder, 4, studies=4, negatives=(N - 1,) * 4, films=(1, 2, 1, 1)):
+        others = row.pop("negative_messages")
+        studies.append({**row, "positive_messages": others})
+        user = row["messages"][0]
+        rows += [{**row, "messages": m} for m in [row["messages"], *([user, *other] for other in others)]]
     return write_rows(folder / "studies.jsonl", studies), write_rows(folder / "rows.jsonl", rows)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.apo.cases import column, make_rows, train, train_on_ranks, write_rows
+from tests.apo.cases import column, make_many_rows, train, train_on_ranks, write_rows
 
 pytestmark = pytest.mark.slow
 # bfloat16 keeps 8 bits of mantissa, and the losses here are of the order of 1.
@@ -12,10 +12,7 @@ BFLOAT16 = 5e-3
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
     folder = tmp_path_factory.mktemp("studies")
-    rows = []
-    for seed in range(3):
-        rows += make_rows(folder, studies=4, negatives=(7, 1, 3, 5), films=(1, 2, 1, 1), seed=seed)
-    return rows, folder
+    return make_many_rows(folder, 3, studies=4, negatives=(7, 1, 3, 5), films=(1, 2, 1, 1)), folder
 
 
 @pytest.fixture(scope="module")

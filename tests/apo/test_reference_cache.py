@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from apo.reference_cache import ReferenceCache, reference_parameters, response_keys, weights_digest
-from tests.apo.cases import ROOT, column, make_rows, train, write_rows
+from tests.apo.cases import ROOT, column, make_many_rows, train, write_rows
 
 IDENTITY = {"weights": "abc", "dtype": "float32"}
 KEYS, LOGPS, COUNTS = ["k1", "k2", "k3"], [-1.25, -300.123456789012345, -2.0], [3, 90, 4]
@@ -116,9 +116,7 @@ def test_lora_and_full_copies_of_one_model_are_the_same_reference():
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
     folder = tmp_path_factory.mktemp("studies")
-    rows = []
-    for seed in range(2):
-        rows += make_rows(folder, studies=4, negatives=(7, 1, 3, 5), films=(1, 2, 1, 1), seed=seed)
+    rows = make_many_rows(folder, 2, studies=4, negatives=(7, 1, 3, 5), films=(1, 2, 1, 1))
     return write_rows(folder / "rows.jsonl", rows)
 
 

@@ -9,7 +9,7 @@ from swift.rlhf_trainers import DPOTrainer
 
 from apo.options import Options
 from apo.trainer import APOTrainer
-from tests.apo.cases import column, make_rows, train, write_rows
+from tests.apo.cases import column, make_many_rows, train, write_rows
 
 STEPS = 20
 
@@ -24,9 +24,7 @@ def assert_same_run(ours, theirs, *, loss=1e-5, grad=1e-3):
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
     folder = tmp_path_factory.mktemp("studies")
-    rows = []
-    for seed in range(4):
-        rows += make_rows(folder, studies=4, negatives=(7, 1, 3, 9), films=(1, 2, 1, 1), seed=seed)
+    rows = make_many_rows(folder, 4, studies=4, negatives=(7, 1, 3, 9), films=(1, 2, 1, 1))
     return write_rows(folder / "rows.jsonl", rows), rows
 
 
@@ -166,9 +164,7 @@ def test_resume_continues_to_the_same_losses(shared_run, studies, student_dir, t
 
 def test_one_negative_equals_stock_dpo(student_dir, tmp_path, monkeypatch):
     """The same pairs through the stock trainer and loss, under the template that knows this vocabulary's ids."""
-    rows = []
-    for seed in range(4):
-        rows += make_rows(tmp_path, studies=2, negatives=(1, 1), films=(1, 2), seed=seed)
+    rows = make_many_rows(tmp_path, 4, studies=2, negatives=(1, 1), films=(1, 2))
     pairs = [
         {
             "messages": row["messages"],

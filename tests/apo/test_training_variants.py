@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tests.apo.cases import column, make_rows, train, write_rows
+from tests.apo.cases import column, make_many_rows, train, write_rows
 
 ONE_STUDY = {"per_device_train_batch_size": 1, "max_steps": 4}
 
@@ -14,7 +14,7 @@ ONE_STUDY = {"per_device_train_batch_size": 1, "max_steps": 4}
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("studies")
-    return [row for seed in range(4) for row in make_rows(folder, studies=1, negatives=(3,), films=(1,), seed=seed)]
+    return make_many_rows(folder, 4, studies=1, negatives=(3,), films=(1,))
 
 
 def first_gradients(monkeypatch, found, name):

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import yaml
 from PIL import Image
 
+from data.collect.__main__ import main
 from data.files import read_jsonl
 from data.records import write_studies
 
@@ -253,12 +254,6 @@ class World:
         return {s["id"]: t for s in self.result() for t in s["trajectories"] if t["teacher"] == teacher}
 
 
-@contextlib.contextmanager
-def world_in(folder, monkeypatch):
-    """A World with its server running and the canary as key."""
-    monkeypatch.setenv("CANARY_KEY", CANARY)
-    server = Server()
-    try:
-        yield World(folder, server)
-    finally:
-        server.close()
+def collect(world, *words):
+    """Run the command on the world's config; returns its status."""
+    return main([str(world.config), *words])

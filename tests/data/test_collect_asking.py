@@ -9,21 +9,10 @@ import time
 import pytest
 from PIL import Image
 
-from data.collect.__main__ import main
 from data.collect.endpoint import backoff
 from data.collect.settings import Teacher
 from data.errors import UserError
-from tests.data.collect_server import CANARY, EFFUSION, completion, error, world_in
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    with world_in(tmp_path, monkeypatch) as made:
-        yield made
-
-
-def collect(world, *words):
-    return main([str(world.config), *words])
+from tests.data.collect_server import CANARY, EFFUSION, collect, completion, error
 
 
 def ok(number, body):

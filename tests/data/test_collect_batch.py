@@ -7,23 +7,12 @@ import openai
 import pytest
 
 from data.collect import batch as batches
-from data.collect.__main__ import main
 from data.collect.asking import Run
 from data.errors import UserError
 from data.files import read_jsonl
-from tests.data.collect_server import CANARY, EFFUSION, completion, error, world_in
+from tests.data.collect_server import CANARY, EFFUSION, collect, completion, error
 
 BATCH = {"name": "a", "mode": "batch", "batch_poll_s": 0.01}
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    with world_in(tmp_path, monkeypatch) as made:
-        yield made
-
-
-def collect(world, *words):
-    return main([str(world.config), *words])
 
 
 def count(world, method, path):

@@ -17,15 +17,9 @@ import pytest
 from data.collect.money import Ledger
 from data.collect.progress import Counts, Display
 from data.collect.store import Answer
-from tests.data.collect_server import CANARY, completion, world_in
+from tests.data.collect_server import CANARY, completion
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    with world_in(tmp_path, monkeypatch) as made:
-        yield made
 
 
 def start(world, *words):
