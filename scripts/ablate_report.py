@@ -77,13 +77,14 @@ def percent(mean: Mean | None) -> str:
 
 
 def against(one: Comparison | None) -> str:
-    """ "+3.1 (p .004, Holm .02)"."""
+    """ "+3.1 (1.9 to 4.3; p .004, Holm .02)"."""
     if one is None or one.difference is None:
         return ""
-    text = f"{100 * one.difference.value:+.1f}"
-    if one.p is None or one.adjusted is None:
+    text, low, high = f"{100 * one.difference.value:+.1f}", one.difference.low, one.difference.high
+    if one.p is None or one.adjusted is None or low is None or high is None:
         return f"{text} (no test)"
-    return f"{text} (p {p_text(one.p)}, Holm {p_text(one.adjusted)})"
+    p = f"p {p_text(one.p)}, Holm {p_text(one.adjusted)}"
+    return f"{text} ({100 * low:.1f} to {100 * high:.1f}; {p})"
 
 
 def p_text(p: float) -> str:
