@@ -26,7 +26,7 @@ from data.collect.progress import Counts, Display, duration
 from data.collect.prompts import TEMPLATES
 from data.collect.settings import Config, read_config, read_key
 from data.collect.store import Store
-from data.errors import Problems, UserError, refuse_below_one, run_cli
+from data.errors import GOES_ON, Problems, UserError, refuse_below_one, run_cli
 from data.files import write_atomic
 from data.records import ALLOW_OUTSIDE, STATUSES, root_of, write_studies
 from scripts import doctor
@@ -133,7 +133,8 @@ async def _collect(
                 job.cancel()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
         loop.add_signal_handler(number, on_signal)
     drawing = asyncio.create_task(display.keep_drawing())
     try:
@@ -148,6 +149,9 @@ async def _collect(
         drawing.cancel()
         for run in runs:
             await run.client.close()
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
     if display.live:
         display.draw()
     if broken is not None:
@@ -284,4 +288,4 @@ def _tell_films():
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, GOES_ON)
