@@ -139,8 +139,7 @@ async def _collect(
     drawing = asyncio.create_task(display.keep_drawing())
     try:
         await asyncio.wait(jobs, return_when=asyncio.FIRST_EXCEPTION)
-        broken = next((job for job in jobs if job.done() and not job.cancelled() and job.exception()), None)
-        if broken is not None:
+        if _error_of(jobs):
             # A full disk, or a defect: let the others finish what they have paid for, then report it.
             for run in runs:
                 run.stop("another teacher's run failed")
@@ -154,9 +153,17 @@ async def _collect(
             signal.signal(number, handler)
     if display.live:
         display.draw()
-    if broken is not None:
-        raise _first(broken.exception())
+    broken = _error_of(jobs)
+    if broken:
+        raise broken
     return presses > 0, counts, ledger
+
+
+def _error_of(jobs: list[asyncio.Task]) -> BaseException | None:
+    """The error to report of the jobs that have ended: a defect before a full disk, which the next run tells again."""
+    # Each is asked: asyncio prints a traceback for an error that nobody has looked at.
+    found = [_first(error) for job in jobs if job.done() and not job.cancelled() and (error := job.exception())]
+    return next((error for error in found if not isinstance(error, UserError)), next(iter(found), None))
 
 
 def _first(error: BaseException) -> BaseException:

@@ -195,9 +195,12 @@ def test_a_changed_film_is_asked_again(studies, fake):
 
 def test_batches_do_not_depend_on_interruptions(studies, fake, monkeypatch):
     """A student whose texts depend on what shares the batch, as rounding makes them do now and then."""
-    monkeypatch.setattr(FakeStudent, "answer", lambda self, prompts, **kw: [
-        (" ".join(Path(images[0]).stem for _, images in prompts) + f" {Path(own[0]).stem}", "stop") for _, own in prompts
-    ])  # fmt: skip
+
+    def answer(self, prompts, **_):
+        batch = " ".join(Path(images[0]).stem for _, images in prompts)
+        return [(f"{batch} {Path(images[0]).stem}", "stop") for _, images in prompts]
+
+    monkeypatch.setattr(FakeStudent, "answer", answer)
     _, whole = run(studies, "--batch-size", "3", out="whole.jsonl")
     _, out = run(studies, "--batch-size", "3")
     rows = out.with_name("out.jsonl.partial.jsonl")

@@ -46,21 +46,42 @@ def undisturbed(stage: Stage, world: World, **options) -> Undisturbed:
     return Undisturbed(trial, working, ended.seconds)
 
 
-def wait_for_a_moment(run: Running, stage: Stage, trial: Path, calm: Undisturbed, draw: random.Random) -> None:
-    """One moment of four before the work has begun, the others while it is under way, evenly over either time."""
-    early, part = draw.random() < 0.25, draw.random()
-    if early:
+def wait_for_a_moment(
+    run: Running, stage: Stage, trial: Path, calm: Undisturbed, draw: random.Random, *, early: float, until: float = 1.0
+) -> None:
+    """A random moment: in a part `early` of all cases before the work has begun, else while it is under way.
+
+    until: the part of the undisturbed run's working time in which it lies.
+    """
+    before, part = draw.random() < early, draw.random()
+    if before:
         run.sleep(part * calm.working)
     elif run.until(lambda: stage.working(trial / "out")):
-        run.sleep(part * (calm.end - calm.working))
+        run.sleep(part * until * (calm.end - calm.working))
+
+
+def hit(stage: Stage, world: World, name: str, disturb: Callable[[Running, Path, float], object]) -> Path:
+    """The trial folder of a run that `disturb(run, trial, until)` met alive, as its answer says.
+
+    Times of the undisturbed run are only a guide: a run that had ended before is done again, in half of the time.
+    """
+    for tries in range(6):
+        trial = world.trial(f"{stage.name}-{name}")
+        run = start(stage, world, trial)
+        if disturb(run, trial, 0.5**tries):
+            return trial
+        run.end()
+    raise AssertionError("it had always ended before the fault")
 
 
 def killed(stage: Stage, world: World, calm: Undisturbed, draw: random.Random) -> list[str]:
     """SIGKILL of the whole tree at a random moment, the run that goes on killed too in one case of three."""
-    trial = world.trial(f"{stage.name}-kill")
-    run = start(stage, world, trial)
-    wait_for_a_moment(run, stage, trial, calm, draw)
-    run.kill()
+
+    def kill(run: Running, trial: Path, until: float) -> bool:
+        wait_for_a_moment(run, stage, trial, calm, draw, early=0.25, until=until)
+        return run.kill()
+
+    trial = hit(stage, world, "kill", kill)
     if draw.random() < 1 / 3:
         run, _ = go_on(stage, world, trial)
         run.sleep(draw.random() * calm.end)
@@ -72,30 +93,34 @@ def signalled(number: signal.Signals) -> Callable[[Stage, World, Undisturbed, ra
     """SIGINT to the whole group, as Ctrl-C sends it, or SIGTERM to the first process only, as `kill` does."""
 
     def fault(stage: Stage, world: World, calm: Undisturbed, draw: random.Random) -> list[str]:
-        trial = world.trial(f"{stage.name}-{number.name}")
-        run = start(stage, world, trial)
-        assert run.until(lambda: stage.working(trial / "out"))
-        run.sleep(draw.random() * 0.5 * (calm.end - calm.working))
-        tree = run.tree()
-        sent = time.monotonic()
-        if number == signal.SIGINT:
-            os.killpg(run.process.pid, number)
-        else:
-            run.process.send_signal(number)
-        ended = run.end()
-        found = []
-        if ended.status == 0:
-            return ["it had ended before the signal"]
-        if ended.status not in (130, 143):
-            found.append(f"status {ended.status}")
-        if not re.search(stage.resumable, ended.said):
-            found.append("does not say how to resume")
-        if not stage.trains and "Traceback" in ended.said:
-            found.append("ends with a traceback")
-        if time.monotonic() - sent > PROMPTLY:
-            found.append(f"took {time.monotonic() - sent:.0f} s to end")
-        _, left = psutil.wait_procs(tree, timeout=5)
-        found += [f"{len(left)} processes are left"] if left else []
+        found: list[str] = []
+
+        def send(run: Running, trial: Path, until: float) -> bool:
+            wait_for_a_moment(run, stage, trial, calm, draw, early=0, until=0.5 * until)
+            tree = run.tree()
+            sent = time.monotonic()
+            with contextlib.suppress(ProcessLookupError):
+                if number == signal.SIGINT:
+                    os.killpg(run.process.pid, number)
+                else:
+                    run.process.send_signal(number)
+            ended = run.end()
+            if ended.status == 0:
+                return False
+            if ended.status not in (130, 143):
+                found.append(f"status {ended.status}")
+            if not re.search(stage.resumable, ended.said):
+                found.append("does not say how to resume")
+            if not stage.trains and "Traceback" in ended.said:
+                found.append("ends with a traceback")
+            if time.monotonic() - sent > PROMPTLY:
+                found.append(f"took {time.monotonic() - sent:.0f} s to end")
+            _, left = psutil.wait_procs(tree, timeout=5)
+            if left:
+                found.append(f"{len(left)} processes are left")
+            return True
+
+        trial = hit(stage, world, number.name, send)
         return found + finish(stage, world, trial, calm.folder)
 
     return fault
@@ -120,27 +145,44 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
 
 
 def disk_full(stage: Stage, world: World, calm: Undisturbed, draw: random.Random) -> list[str]:
-    """The output's disk is filled by something else while work is under way, but for a random part of what is needed."""
-    trial = world.trial(f"{stage.name}-disk")
+    """The output's disk is filled by something else while work is under way, but for a random part of what is needed.
+
+    A run that ends well before it meets the full disk was not disturbed: another is tried, with less room.
+    """
     needed = sum(path.stat().st_size for path in (calm.folder / "out").rglob("*") if path.is_file())
-    with small_disk(trial / "out", LEAST_FREE + 2**27):
-        run = start(stage, world, trial)
-        working = run.until(lambda: stage.working(trial / "out"))
-        room = int(draw.random() * 0.3 * needed)
-        free = shutil.disk_usage(trial / "out").free
-        filler = trial / "out/filler"
-        with contextlib.suppress(OSError), open(filler, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(4096, free - room))
-        ended = run.end()
-        found = [] if working else ["it had ended before the disk was full"]
-        if ended.status == 0:
-            found.append("did not notice that the disk was full")
-        if not re.search(r"No space left on device|make room", ended.said):
-            found.append(f"does not say that the disk is full: {ended.said.strip()[-200:]}")
-        if not stage.trains and "Traceback" in ended.said:
-            found.append("ends with a traceback")
-        filler.unlink(missing_ok=True)
-        return found + finish(stage, world, trial, calm.folder)
+    rooms = [int(draw.random() * 0.3 * needed), 0, 0]
+    for room in rooms:
+        trial = world.trial(f"{stage.name}-disk")
+        try:
+            with small_disk(trial / "out", LEAST_FREE + 2**27):
+                found = _filled(stage, world, calm, trial, room)
+        except Skipped:
+            if stage.trains:
+                raise
+            return files_limited(stage, world, calm, draw)
+        if found is not None:
+            return found
+    return [f"{len(rooms)} runs ended before they met the full disk"]
+
+
+def _filled(stage: Stage, world: World, calm: Undisturbed, trial: Path, room: int) -> list[str] | None:
+    """One run whose disk is filled but for `room` bytes; None when it did not need them."""
+    run = start(stage, world, trial)
+    run.until(lambda: stage.working(trial / "out"))
+    free = shutil.disk_usage(trial / "out").free
+    filler = trial / "out/filler"
+    with contextlib.suppress(OSError), open(filler, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(4096, free - room))
+    ended = run.end()
+    filler.unlink(missing_ok=True)
+    if ended.status == 0:
+        return results(stage, trial, calm.folder, ended) or None
+    found = []
+    if not re.search(r"No space left on device|make room", ended.said):
+        found.append(f"does not say that the disk is full: {ended.said.strip()[-200:]}")
+    if not stage.trains and "Traceback" in ended.said:
+        found.append("ends with a traceback")
+    return found + finish(stage, world, trial, calm.folder)
 
 
 def files_limited(stage: Stage, world: World, calm: Undisturbed, draw: random.Random) -> list[str]:

@@ -1,4 +1,4 @@
-"""The stages under test: their commands, when their work has begun, and whether their results are the undisturbed ones."""
+"""The stages under test: their commands, when their work has begun, whether their results are the undisturbed ones."""
 
 import json
 import re
