@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from pathlib import Path
 from data import checkpoints, manifest
 from data.errors import UserError, run_cli
 from data.files import write_atomic
-from scripts import doctor, run_log
+from scripts import doctor, machine, run_log
 from scripts.arguments import installed_versions
 from scripts.plan import (
     ROOT,
@@ -231,6 +232,9 @@ def main(argv: list[str] | None = None) -> int:
             record(plan)
         print(show(plan), flush=True)
         status = execute(plan, lock)
+        if status and shutil.disk_usage(plan.output_dir).free < machine.LEAST_FREE:
+            # What a full disk makes a library say is not always clear.
+            print(f"output_dir {plan.output_dir}: the disk is full, or nearly; make room first", file=sys.stderr)
         print(after(plan, typed, status), file=sys.stderr if status else sys.stdout, flush=True)
     return status
 

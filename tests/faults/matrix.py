@@ -227,7 +227,8 @@ def rank_killed(stage: Stage, world: World, draw: random.Random) -> list[str]:
         found.append("ended with status 0")
     if seconds > PROMPTLY:
         found.append(f"took {seconds:.0f} s to end")
-    if not re.search(rf"rank {victim} .*killed by signal 9", ended.said):
+    # torchrun's report, the last before the launcher's line.
+    if not re.search(rf"Root Cause[^=]*rank +: {victim} \(.*\n.*exitcode +: -9 .*SIGKILL", ended.said):
         found.append(f"does not name rank {victim}")
     if not re.search(stage.resumable, ended.said):
         found.append("does not say how to resume")

@@ -77,8 +77,9 @@ class Running:
         for one in {*tree, *self.tree()}:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
+        status = self.process.wait(LIMIT)  # before psutil waits for it, which would take the status away
         psutil.wait_procs(tree, timeout=LIMIT)
-        return self.process.wait(LIMIT) == -signal.SIGKILL
+        return status == -signal.SIGKILL
 
     def end(self) -> Ended:
         """Wait for the end of it."""
