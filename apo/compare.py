@@ -28,8 +28,8 @@ from pathlib import Path
 from apo import consensus, side_by_side
 from apo.consensus import COMPOSES, NEEDS_MODEL, STRATEGIES, Answer, SelfPrompt, self_prompt, study_rng
 from data import checkpoints, manifest
-from data.errors import UserError, refuse_below_one, run_cli
-from data.files import append_jsonl, read_jsonl, sha256_file
+from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
+from data.files import append_jsonl, claimed, read_jsonl, sha256_file
 from data.records import ALLOW_OUTSIDE, PLACEHOLDER, image_paths, read_studies, require_images, root_of, write_studies
 from scripts import doctor, machine
 
@@ -77,14 +77,21 @@ def self_answers(
     if done or other:
         note = f" ({other} of other settings or studies not used)" if other else ""
         print(f"resuming: {len(done)} of {len(keys)} consensuses are there already{note}", flush=True)
-    todo = [s for s in studies if s["id"] in keys and s["id"] not in done]
+    asked = [s for s in studies if s["id"] in keys]
+    # What shares a batch changes a text now and then (by its rounding), so it must not depend on interruptions: the
+    # batches are cut once, and one that lacks an answer is asked as a whole.
+    grid = [asked[at : at + batch_size] for at in range(0, len(asked), batch_size)]
+    grid = [batch for batch in grid if any(s["id"] not in done for s in batch)]
+    total = sum(s["id"] not in done for s in asked)
     failed: dict[str, str] = {}
-    if todo:
+    if grid:
         write, length, limit = student()
         start = time.monotonic()
-        for at in range(0, len(todo), batch_size):
+        new = 0
+        for chosen in grid:
+            missing = {s["id"] for s in chosen if s["id"] not in done}
             batch: list[tuple[dict, SelfPrompt, list[str]]] = []
-            for study in todo[at : at + batch_size]:
+            for study in chosen:
                 images = image_paths(study, root)
                 prompt = self_prompt(study, study_rng(study, seed), length=partial(length, images=images), limit=limit)
                 if prompt is None:
@@ -95,6 +102,8 @@ def self_answers(
             if len(texts) != len(batch):
                 raise RuntimeError(f"{len(texts)} answers to {len(batch)} prompts")
             for (study, prompt, _), (text, finish) in zip(batch, texts, strict=True):
+                if study["id"] not in missing:
+                    continue
                 if (
                     finish == "length" and not keep_cut_off
                 ):  # a positive that stops in mid-sentence would teach just that
@@ -108,10 +117,10 @@ def self_answers(
                     row |= {"order": prompt.order, "dropped": prompt.dropped}
                     append_jsonl(store, row)
                     done[study["id"]] = row
-            new = min(at + batch_size, len(todo))
+            new += len(missing)
             seconds = time.monotonic() - start
-            left = seconds / new * (len(todo) - new)
-            print(f"self: {new}/{len(todo)} studies, {seconds:.0f} s, about {left:.0f} s left", flush=True)
+            left = seconds / new * (total - new)
+            print(f"self: {new}/{total} studies, {seconds:.0f} s, about {left:.0f} s left", flush=True)
     for study in studies:
         row = done.get(study["id"])
         if row:
@@ -220,8 +229,14 @@ def main(argv: list[str] | None = None) -> int:
     elif args.checkpoint != "-":
         print(f"note: {args.strategy} needs no model; {args.checkpoint} is not used")
     root = root_of(args.studies, args.image_root)
-    if args.processes > 1:
-        return run_side_by_side(args, sys.argv[1:] if argv is None else argv, root)
+    with claimed(args.out):
+        if args.processes > 1:
+            return run_side_by_side(args, sys.argv[1:] if argv is None else argv, root)
+        return run_here(args, info if args.strategy in NEEDS_MODEL else None, root)
+
+
+def run_here(args: argparse.Namespace, info: dict | None, root: str) -> int:
+    """Any strategy in this process; info: what `describe` says of the checkpoint. The exit status."""
     studies = list(read_studies(args.studies, image_root=root))
     if not studies:
         raise UserError(f"{args.studies}: holds no study")
@@ -230,7 +245,6 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f'{args.studies}: no study of split "{args.split}"; check --split')
     studies = studies[i - 1 :: n]
     chosen = [k for k, s in enumerate(studies) if args.split in ("all", s["split"])]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     failed: Counter = Counter()
     if args.strategy in NEEDS_MODEL:
         results = run_self(args, info, [studies[k] for k in chosen], root, failed)
@@ -271,7 +285,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_side_by_side(args: argparse.Namespace, argv: Sequence[str], root: str) -> int:
     """`self` with args.processes processes; their exit status (0, or 1 if generations failed)."""
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     found = len(machine.gpus())
     on_gpus = (args.device or ("cuda" if found else default_device())) == "cuda"
     if on_gpus and 0 < found < args.processes:
@@ -347,4 +360,4 @@ def default_device() -> str:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, GOES_ON)

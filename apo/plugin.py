@@ -3,7 +3,8 @@
 - templates: placeholder ids from the processor, and a study with all its responses encoded as one group;
 - `swift sft` on rows with `positive_messages`: a study's trajectories behind one film and prompt (apo/learn.py);
 - `swift rlhf --rlhf_type dpo --loss_type plackett_luce`: the APO objective (apo/loss.py), or `pairwise` for comparison.
-  Every other loss type runs stock ms-swift DPO.
+  Every other loss type runs stock ms-swift DPO;
+- a clock that was set back deletes no new checkpoint (apo/rotation.py).
 
 Kept thin: ms-swift loads this file under a private module name, and classes made here could not be pickled by spawned
 data-loader workers.
@@ -12,13 +13,17 @@ data-loader workers.
 import os
 import sys
 
+import transformers.trainer
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if ROOT not in sys.path:  # `swift infer` from another folder reloads the plugin without our launchers
     sys.path.append(ROOT)
 
 from swift.trainers import TrainerFactory  # noqa: E402
 
+from apo.rotation import rotate_checkpoints  # noqa: E402
 from apo.template import register_templates  # noqa: E402
 
+transformers.trainer.rotate_checkpoints = rotate_checkpoints
 register_templates()
 TrainerFactory.TRAINER_MAPPING |= {"dpo": "apo.trainer.APOTrainer", "causal_lm": "apo.learn.LearnTrainer"}

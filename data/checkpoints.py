@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 from data.errors import UserError, run_cli
@@ -50,6 +52,64 @@ def latest(folder) -> Path:
     if not steps:
         raise UserError(f"{folder}: holds no checkpoint-N; the training run did not get as far as saving one")
     return folder / f"checkpoint-{max(steps)}"
+
+
+def cut_off(checkpoint) -> str | None:
+    """How one sees that the saving of a `checkpoint-N` was cut off (a kill, a full disk), or None if it was not.
+
+    transformers writes trainer_state.json last. Of several ranks each writes its own random state, some after that.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(checkpoint)
+    state = folder / "trainer_state.json"
+    if not state.is_file():
+        return f"{folder}: no trainer_state.json in it: its saving was cut off, or no training made it"
+    try:
+        _json(state)
+    except UserError as error:
+        return str(error)
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "numpy"):
+                pass
+        except (SafetensorError, OSError):
+            return f"{path}: damaged or cut off"
+    for path in sorted([*folder.glob("*.pt"), *folder.glob("*.pth")]):
+        if not zipfile.is_zipfile(path):
+            return f"{path}: damaged or cut off"
+    args = _json(folder / "args.json") if (folder / "args.json").is_file() else {}
+    ranks = args.get("local_world_size")
+    if isinstance(ranks, int) and (folder / "rng_state_0.pth").is_file():
+        missing = [rank for rank in range(ranks) if not (folder / f"rng_state_{rank}.pth").is_file()]
+        if missing:
+            return f"{folder}: the random state of rank {missing[0]} is missing: its saving was cut off"
+    return None
+
+
+def latest_whole(folder) -> Path | None:
+    """The newest `checkpoint-N` of an output folder that training can go on from, or None."""
+    folder = Path(folder)
+    found = [folder / f"checkpoint-{step}" for step in sorted(_steps(folder), reverse=True)] if folder.is_dir() else []
+    return next((path for path in found if cut_off(path) is None), None)
+
+
+def set_aside_incomplete(folder) -> list[Path]:
+    """Rename each `checkpoint-N` whose saving was cut off to `incomplete-checkpoint-N`; the new paths.
+
+    Under its old name it would count as the newest one: for people, for `latest`, and for transformers, which deletes
+    old checkpoints to keep the newest. Only for a folder that no run is writing.
+    """
+    folder, moved = Path(folder), []
+    for step in _steps(folder) if folder.is_dir() else []:
+        path = folder / f"checkpoint-{step}"
+        if cut_off(path) is None:
+            continue
+        target = folder / f"incomplete-{path.name}"
+        shutil.rmtree(target, ignore_errors=True)
+        path.rename(target)
+        moved.append(target)
+    return moved
 
 
 def describe(path, base=None) -> dict:
@@ -124,6 +184,12 @@ def fingerprint(path, base=None) -> str:
         for name in [*(n for n in IDENTITY_FILES if (folder / n).is_file()), *weights]:
             digest.update(name.encode() + b"\0" + _file_digest(folder / name))
     return digest.hexdigest()
+
+
+def step_of(checkpoint) -> int:
+    """The step at which a checkpoint was saved, as its trainer_state.json says; UserError if that is damaged."""
+    step = _json(Path(checkpoint) / "trainer_state.json").get("global_step")
+    return step if isinstance(step, int) else 0
 
 
 def _steps(folder: Path) -> list[int]:

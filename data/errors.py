@@ -1,6 +1,8 @@
 """The one exception that means "your input needs mending", a list of such, and how a command line reports it."""
 
+import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -44,21 +46,44 @@ def refuse_below_one(args: object, *names: str) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
 
 
-def run_cli(main: Callable[[], int | None]) -> None:
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as `kill` and job schedulers send it: ends a command as Ctrl-C does."""
+
+
+# What a command that resumes by itself says when it is interrupted (`run_cli`).
+GOES_ON = "to go on, run the same command: what is finished is kept and not done again"
+
+
+def catch_sigterm() -> None:
+    """Make SIGTERM raise `Terminated` in the main thread; left alone where the caller set or ignored it."""
+
+    def raise_it(_number, _frame):
+        raise Terminated
+
+    with contextlib.suppress(ValueError):  # not in the main thread
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, raise_it)
+
+
+def run_cli(main: Callable[[], int | None], again: str | None = None) -> None:
     """Run a command line's `main()` and leave the process with its exit status.
 
-    A `UserError` becomes `error: ...` on stderr and status 2 without a traceback; Ctrl-C is status 130; a reader that
-    went away (`| head`) is status 141. Any other exception is a defect of ours and keeps its traceback.
+    A `UserError` becomes `error: ...` on stderr and status 2 without a traceback; Ctrl-C is status 130, SIGTERM 143; a
+    reader that went away (`| head`) is status 141. Any other exception is a defect of ours and keeps its traceback.
+
+    Args:
+        again: how to go on after an interruption, said when one comes.
     """
+    catch_sigterm()
     try:
         status = main()
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        print("; ".join(filter(None, ["interrupted", again])), file=sys.stderr)
+        sys.exit(128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT))
     except BrokenPipeError:
         # Python flushes stdout once more at exit and would complain again: give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

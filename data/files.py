@@ -25,11 +25,34 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 @contextlib.contextmanager
 def exclusive(path: StrPath, message: str) -> Iterator[None]:
     """Hold the lock file `path`, made if needed, while the block runs; UserError(message) if another process does."""
-    with open(path, "a") as lock:
+    try:
+        lock = open(path, "a")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(message) from None
+        except OSError as error:  # a file system without locks
+            print(f"note: {path}: no lock ({error.strerror}); start no second run here", file=sys.stderr)
+        yield
+
+
+@contextlib.contextmanager
+def claimed(out: StrPath) -> Iterator[None]:
+    """Keep the output file `out` for this process while the block runs; missing parent folders are made.
+
+    Raises:
+        UserError: another process writes it, or the folder cannot be written to.
+    """
+    path = Path(out)
+    lock = path.with_name(f".{path.name[:200]}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another place") from error
+    with exclusive(lock, f"{out}: another run is writing it; wait for it, or choose another place"):
         yield
 
 

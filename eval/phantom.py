@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data.errors import UserError, refuse_below_one, run_cli
+from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
 from data.files import sha256_file, write_atomic
 from data.findings import LABELS
 from data.records import read_studies
@@ -283,4 +283,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, GOES_ON)

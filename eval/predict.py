@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from data import checkpoints, manifest
-from data.errors import UserError, refuse_below_one, run_cli
-from data.files import append_jsonl, read_jsonl, sha256_file, write_atomic
+from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
+from data.files import append_jsonl, claimed, read_jsonl, sha256_file, write_atomic
 from data.records import ALLOW_OUTSIDE, image_paths, read_studies, require_images, root_of
 from scripts import doctor
 
@@ -214,6 +214,12 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     refuse_below_one(args, "max_new_tokens", "batch_size", "limit")
     doctor.before("evaluate", args.out)
+    with claimed(args.out):
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """The command with its arguments read and its output claimed."""
     info = checkpoints.describe(args.checkpoint, args.base)
     studies, image_root, shown = select(
         args.studies, args.split, args.image_root, args.limit, allow_outside=args.allow_outside
@@ -260,4 +266,4 @@ def best_device() -> str:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, GOES_ON)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from apo.compare import parse_shard
 from data import checkpoints, manifest
-from data.errors import UserError, refuse_below_one, run_cli
-from data.files import dump_line, sha256_file, write_atomic
+from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
+from data.files import claimed, dump_line, sha256_file, write_atomic
 from eval import asking, benchmarks, phantom, predict, run_page, table, training_set
 from eval.items import Benchmark
 
@@ -264,6 +264,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    i, n = args.shard
+    with claimed(args.out / f"shard-{i}-of-{n}"):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command with its arguments read and its output folder claimed; the exit status."""
     checkpoint = Checkpoint(args) if args.checkpoint else None
     options = split_settings(args.set, args.benchmark, "--set")
     roots = data_roots(args.data_root, args.benchmark)
@@ -331,4 +338,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, GOES_ON)

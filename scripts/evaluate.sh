@@ -74,7 +74,11 @@ if [[ $on_benchmarks ]]; then
         pids+=($!)
     done
     # The process that finishes last joins the answers and scores; one that failed leaves the rest to a second run.
-    for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+    for pid in "${pids[@]}"; do
+        wait "$pid" || status=$?
+        # A signal ends `wait` before the command has ended.
+        while kill -0 "$pid" 2>/dev/null; do wait "$pid" || status=$?; done
+    done
     exit "$status"
 fi
 
@@ -114,6 +118,21 @@ done
 # shellcheck source=scripts/env.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 
-"$PYTHON" -P -m eval.predict "$checkpoint" --studies "$studies" --out "$out/predictions.jsonl" "${both[@]}" "${predict[@]}"
-"$PYTHON" -P -m eval.phantom --studies "$studies" --predictions "$name=$out/predictions.jsonl" --out "$out/results.json" \
+# Runs a command and waits for it. A signal that reaches only this shell (`kill`) is passed on as SIGTERM.
+run() {
+    local status=0
+    "$@" &
+    trap 'kill -TERM '$!' 2>/dev/null || true' INT TERM
+    wait $! || status=$?
+    # A signal ends `wait` before the command has ended.
+    while kill -0 $! 2>/dev/null; do
+        status=0
+        wait $! || status=$?
+    done
+    trap - INT TERM
+    return "$status"
+}
+
+run "$PYTHON" -P -m eval.predict "$checkpoint" --studies "$studies" --out "$out/predictions.jsonl" "${both[@]}" "${predict[@]}"
+run "$PYTHON" -P -m eval.phantom --studies "$studies" --predictions "$name=$out/predictions.jsonl" --out "$out/results.json" \
     "${both[@]}" "${score[@]}"

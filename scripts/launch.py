@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,10 +22,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from data import manifest
+from data import checkpoints, manifest
 from data.errors import UserError, run_cli
 from data.files import write_atomic
-from scripts import doctor
+from scripts import doctor, machine, run_log
 from scripts.arguments import installed_versions
 from scripts.plan import (
     ROOT,
@@ -32,7 +33,6 @@ from scripts.plan import (
     WORLD_VARIABLES,
     Plan,
     check_model,
-    newest_checkpoint,
     refuse_used_folder,
     resolve,
     resume_weights,
@@ -110,6 +110,17 @@ def record(plan: Plan) -> None:
     write_atomic(plan.output_dir / manifest.LAUNCH, json.dumps(note, indent=2, ensure_ascii=False) + "\n")
 
 
+def tidy(plan: Plan) -> None:
+    """Put right what a killed run left in the output folder: cut-off checkpoints, and rows of steps to be repeated."""
+    for path in checkpoints.set_aside_incomplete(plan.output_dir):
+        print(f"note: {path}: the saving of this checkpoint was cut off; renamed, may be removed", flush=True)
+    resumed = plan.settings.get("resume_from_checkpoint")
+    step = checkpoints.step_of(Path(str(resumed)).expanduser()) if resumed else 0
+    dropped = run_log.keep_until(plan.output_dir / run_log.NAME, step)
+    if dropped:
+        print(f"note: {plan.output_dir / run_log.NAME}: {dropped} rows after step {step} taken out", flush=True)
+
+
 def execute(plan: Plan, lock: int) -> int:
     """Run ms-swift and return its exit status, 128 + N after signal N.
 
@@ -123,23 +134,28 @@ def execute(plan: Plan, lock: int) -> int:
     for name in set(WORLD_VARIABLES) - plan.environment.keys():
         environment.pop(name, None)
     received: list[int] = []
-    process = subprocess.Popen(command, env=environment, pass_fds=(lock,), start_new_session=True)
+    process = None
 
     def pass_on(number, _frame):
         received.append(number)
         # A third Ctrl-C means now.
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL if len(received) > 2 else number)
+            if process is not None:
+                os.killpg(process.pid, signal.SIGKILL if len(received) > 2 else number)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
+        process = subprocess.Popen(command, env=environment, pass_fds=(lock,), start_new_session=True)
+        if received:  # a signal that came before there was a process
+            os.killpg(process.pid, signal.SIGTERM)
         status = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         # Ranks whose parent died before them.
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGTERM)
+            if process is not None:
+                os.killpg(process.pid, signal.SIGTERM)
     if received and status:
         return 128 + received[0]
     return 128 - status if status < 0 else status
@@ -147,7 +163,7 @@ def execute(plan: Plan, lock: int) -> int:
 
 def after(plan: Plan, command: list[str], status: int) -> str:
     """The last line for the user: what to do next, or how to go on after a failure."""
-    newest = newest_checkpoint(plan.output_dir)
+    newest = checkpoints.latest_whole(plan.output_dir)
     script = f"bash {SCRIPTS[plan.stage]}"
     if status:
         kept = _without_resume(command)
@@ -208,6 +224,7 @@ def main(argv: list[str] | None = None) -> int:
     with locked(plan.output_dir) if first else contextlib.nullcontext(os.open(os.devnull, os.O_RDONLY)) as lock:
         if first:
             refuse_used_folder(plan)
+            tidy(plan)
         add_data(plan, dry_run=False)
         plan.argv = to_argv(plan)
         if first:
@@ -216,6 +233,9 @@ def main(argv: list[str] | None = None) -> int:
             record(plan)
         print(show(plan), flush=True)
         status = execute(plan, lock)
+        if status and shutil.disk_usage(plan.output_dir).free < machine.LEAST_FREE:
+            # What a full disk makes a library say is not always clear.
+            print(f"output_dir {plan.output_dir}: the disk is full, or nearly; make room first", file=sys.stderr)
         print(after(plan, typed, status), file=sys.stderr if status else sys.stdout, flush=True)
     return status
 

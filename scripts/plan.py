@@ -260,26 +260,21 @@ def check_resume(plan: Plan) -> None:
     if not plan.settings.get("resume_from_checkpoint"):
         return
     resumed = Path(str(plan.settings["resume_from_checkpoint"])).expanduser()
+    problem = checkpoints.cut_off(resumed) if resumed.is_dir() else None
+    if problem:
+        whole = checkpoints.latest_whole(resumed.parent)
+        raise UserError(f"resume_from_checkpoint {problem}; give {whole or 'a checkpoint-N folder that is whole'}")
     checkpoints.describe(resumed)
-    if not (resumed / "trainer_state.json").is_file():
-        raise UserError(f"resume_from_checkpoint {resumed}: no trainer_state.json in it; give a checkpoint-N folder")
 
 
 def refuse_used_folder(plan: Plan) -> None:
     """Refuse to mix a new run's checkpoints with those of an earlier one."""
-    newest = newest_checkpoint(plan.output_dir)
+    newest = checkpoints.latest_whole(plan.output_dir)
     if newest and not plan.settings.get("resume_from_checkpoint"):
         raise UserError(
             f"output_dir {plan.output_dir}: holds {newest.name} of an earlier run; go on with it "
             f"(--resume_from_checkpoint {shlex.quote(str(newest))}), choose another --output_dir, or move it away"
         )
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    try:
-        return checkpoints.latest(folder)
-    except UserError:
-        return None
 
 
 def _free_port() -> int:

@@ -26,7 +26,7 @@ from data.collect.progress import Counts, Display, duration
 from data.collect.prompts import TEMPLATES
 from data.collect.settings import Config, read_config, read_key
 from data.collect.store import Store
-from data.errors import Problems, UserError, refuse_below_one, run_cli
+from data.errors import GOES_ON, Problems, UserError, refuse_below_one, run_cli
 from data.files import write_atomic
 from data.records import ALLOW_OUTSIDE, STATUSES, root_of, write_studies
 from scripts import doctor
@@ -133,13 +133,13 @@ async def _collect(
                 job.cancel()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
         loop.add_signal_handler(number, on_signal)
     drawing = asyncio.create_task(display.keep_drawing())
     try:
         await asyncio.wait(jobs, return_when=asyncio.FIRST_EXCEPTION)
-        broken = next((job for job in jobs if job.done() and not job.cancelled() and job.exception()), None)
-        if broken is not None:
+        if _error_of(jobs):
             # A full disk, or a defect: let the others finish what they have paid for, then report it.
             for run in runs:
                 run.stop("another teacher's run failed")
@@ -148,11 +148,22 @@ async def _collect(
         drawing.cancel()
         for run in runs:
             await run.client.close()
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
     if display.live:
         display.draw()
-    if broken is not None:
-        raise _first(broken.exception())
+    broken = _error_of(jobs)
+    if broken:
+        raise broken
     return presses > 0, counts, ledger
+
+
+def _error_of(jobs: list[asyncio.Task]) -> BaseException | None:
+    """The error to report of the jobs that have ended: a defect before a full disk, which the next run tells again."""
+    # Each is asked: asyncio prints a traceback for an error that nobody has looked at.
+    found = [_first(error) for job in jobs if job.done() and not job.cancelled() and (error := job.exception())]
+    return next((error for error in found if not isinstance(error, UserError)), next(iter(found), None))
 
 
 def _first(error: BaseException) -> BaseException:
@@ -284,4 +295,4 @@ def _tell_films():
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, GOES_ON)

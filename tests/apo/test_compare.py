@@ -13,6 +13,7 @@ from PIL import Image
 from apo import compare, student_engine
 from data import checkpoints
 from data.errors import UserError
+from data.files import claimed
 from data.records import read_studies
 
 ROOT = Path(__file__).parents[2]
@@ -188,8 +189,38 @@ def test_a_changed_film_is_asked_again(studies, fake):
     run(studies)
     fake.asked.clear()
     Image.new("L", (56, 56), 7).save(studies.parent / "films/s1.png")
-    run(studies)
-    assert [Path(p).name for p in fake.asked] == ["s1.png"]
+    run(studies, "--batch-size", "2")
+    assert [Path(p).name for p in fake.asked] == ["s0.png", "s1.png"]  # its batch
+
+
+def test_batches_do_not_depend_on_interruptions(studies, fake, monkeypatch):
+    """A student whose texts depend on what shares the batch, as rounding makes them do now and then."""
+
+    def answer(self, prompts, **_):
+        batch = " ".join(Path(images[0]).stem for _, images in prompts)
+        return [(f"{batch} {Path(images[0]).stem}", "stop") for _, images in prompts]
+
+    monkeypatch.setattr(FakeStudent, "answer", answer)
+    _, whole = run(studies, "--batch-size", "3", out="whole.jsonl")
+    _, out = run(studies, "--batch-size", "3")
+    rows = out.with_name("out.jsonl.partial.jsonl")
+    lines = rows.read_bytes().splitlines(keepends=True)
+    rows.write_bytes(b"".join(lines[:1] + lines[4:]))  # two of the first batch are missing, one of the second
+    out.unlink()
+    run(studies, "--batch-size", "3")
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(json.loads(line)["id"] for line in rows.read_bytes().splitlines()) == ["s0", "s1", "s2", "s3", "s5"]
+
+
+def test_a_second_run_on_one_file_is_refused(studies, fake, tmp_path):
+    (tmp_path / "made").mkdir()
+    with (
+        claimed(tmp_path / "made/out.jsonl"),
+        pytest.raises(UserError, match=r"out.jsonl: another run is writing it; wait"),
+    ):
+        run(studies)
+    assert fake.asked == []
+    assert run(studies)[0] == 0
 
 
 def test_failed_generations_are_counted_and_the_exit_status_says_so(studies, fake, monkeypatch, capsys):

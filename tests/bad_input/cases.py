@@ -148,5 +148,5 @@ def refused(world, monkeypatch, words, message):
     assert SECRET not in told, "a text of a patient is in the message"
     after = world.snapshot()
     assert {name: after.get(name) for name in before} == before, "a file was changed or removed"
-    made = set(after) - set(before)
-    assert made <= {"run/.launch.lock"}, f"a file was made: {made}"
+    made = {name for name in set(after) - set(before) if not name.endswith(".lock")}
+    assert not made, f"a file was made: {made}"

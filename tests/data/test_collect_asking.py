@@ -1,6 +1,8 @@
 """Asking live: every fault of an endpoint, limits, budget, resume, output. The server is on loopback."""
 
+import asyncio
 import base64
+import gc
 import io
 import json
 import threading
@@ -9,6 +11,7 @@ import time
 import pytest
 from PIL import Image
 
+from data.collect.__main__ import _error_of
 from data.collect.endpoint import backoff
 from data.collect.settings import Teacher
 from data.errors import UserError
@@ -465,3 +468,19 @@ def test_a_full_disk_ends_the_run_with_one_line_and_loses_no_answer(world, monke
     assert len(world.rows()) == 3
     assert collect(world) == 0
     assert len(world.server.asked()) == asked + 8 - 3
+
+
+def test_errors_of_several_teachers_are_told_once_and_a_defect_first(caplog):
+    async def fail(error):
+        raise error
+
+    async def run(*errors):
+        jobs = [asyncio.create_task(fail(error)) for error in errors]
+        await asyncio.wait(jobs)
+        return str(_error_of(jobs))
+
+    full = ExceptionGroup("teacher", [UserError("disk full"), UserError("disk full")])
+    assert asyncio.run(run(full, UserError("disk full, too"))) == "disk full"
+    assert asyncio.run(run(full, ExceptionGroup("teacher", [KeyError("defect")]))) == "'defect'"
+    gc.collect()  # asyncio logs an error that nobody has looked at when its task goes
+    assert caplog.text == ""

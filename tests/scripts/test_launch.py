@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -652,6 +653,19 @@ def test_failure_says_how_to_go_on(model, studies, tmp_path, ran, capsys, monkey
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "status 1; to go on from checkpoint-40: bash SFT-Qwen2.5.sh" in last
     assert last.endswith(f"--resume_from_checkpoint {tmp_path}/o/checkpoint-40")
+
+
+@pytest.mark.parametrize(("free", "told"), [(2**20, True), (2**40, False)])
+def test_failure_on_a_full_disk_says_so(model, studies, tmp_path, ran, capsys, monkeypatch, free, told):
+    def fill_and_fail(one, lock):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+        return 1
+
+    monkeypatch.setattr(launch, "execute", fill_and_fail)
+    assert run("sft", model, studies, tmp_path / "o") == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert (f"output_dir {tmp_path}/o: the disk is full, or nearly; make room first" in lines) == told
+    assert lines[-1].startswith("error: ms-swift ended with status 1; no checkpoint was saved")
 
 
 def test_success_says_what_is_next(model, studies, tmp_path, capsys, monkeypatch):

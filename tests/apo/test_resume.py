@@ -1,0 +1,47 @@
+"""transformers' trainer, resumed where it had ended."""
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from apo.resume import EndsAtMaxSteps
+
+
+class Ours(EndsAtMaxSteps, Trainer):
+    pass
+
+
+class Line(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x, labels=None):
+        return {"loss": ((self.weight * x - labels) ** 2).mean()}
+
+
+def train(trainer, out, steps, resume=None):
+    """Four rows, batches of one: an epoch has four steps."""
+    rows = [{"x": torch.tensor([float(k)]), "labels": torch.tensor([1.0])} for k in range(4)]
+    args = TrainingArguments(
+        output_dir=out, max_steps=steps, per_device_train_batch_size=1, save_steps=1, report_to=[], use_cpu=True
+    )
+    args.max_epochs = None  # asked for once ms-swift was imported by another test
+    made = trainer(model=Line(), args=args, train_dataset=rows)
+    made.train(resume_from_checkpoint=resume)
+    return made.state.global_step, sorted(path.name for path in out.glob("checkpoint-*"))
+
+
+# The second case is transformers' own, and why the first is needed.
+@pytest.mark.parametrize(("trainer", "step"), [(Ours, 3), (Trainer, 4)])
+def test_a_run_that_had_ended_takes_no_step_more(trainer, step, tmp_path):
+    assert train(Ours, tmp_path, 3)[0] == 3
+    end, kept = train(trainer, tmp_path, 3, tmp_path / "checkpoint-3")
+    assert end == step
+    assert kept == [f"checkpoint-{k}" for k in range(1, step + 1)]
+
+
+def test_one_that_had_not_ended_goes_on(tmp_path):
+    assert train(Ours, tmp_path, 2)[0] == 2
+    assert train(Ours, tmp_path, 3, tmp_path / "checkpoint-2")[0] == 3
+    assert train(Ours, tmp_path, 5, tmp_path / "checkpoint-3")[0] == 5
