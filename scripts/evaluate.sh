@@ -120,9 +120,9 @@ done
 
 # Runs a command and waits for it. A signal that reaches only this shell (`kill`) is passed on as SIGTERM.
 run() {
-    local status=0
+    local status=0 signal=
     "$@" &
-    trap 'kill -TERM '$!' 2>/dev/null || true' INT TERM
+    trap 'signal=1; kill -TERM '$!' 2>/dev/null || true' INT TERM
     wait $! || status=$?
     # A signal ends `wait` before the command has ended.
     while kill -0 $! 2>/dev/null; do
@@ -130,6 +130,11 @@ run() {
         wait $! || status=$?
     done
     trap - INT TERM
+    if [[ $signal ]]; then
+        # The command says so itself, but not at its very beginning and end.
+        echo "stopped by a signal; to go on, run the same command: answers that are there are not made again" >&2
+        [[ $status != 0 ]] || status=143
+    fi
     return "$status"
 }
 

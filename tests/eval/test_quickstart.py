@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,34 @@ def test_evaluate_names_what_is_wrong(words, message, make_file, tmp_path):
     make_file([study(0, {})], "s.jsonl")
     done = bash("evaluate.sh", *words, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+# In place of Python: says which command began, and ends as told when SIGTERM comes.
+STAND_IN = """#!/usr/bin/env bash
+[[ $1 == -P ]] || exit 0
+trap "exit $STATUS" TERM
+echo "$3" >>"$NOTE"
+for _ in {1..600}; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize("status", [0, 143])
+def test_a_signal_to_evaluate_ends_it_before_the_next_command(status, tmp_path):
+    python, note = tmp_path / "bin/python", tmp_path / "note"
+    python.parent.mkdir()
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    env = os.environ | {"VIRTUAL_ENV": str(tmp_path), "STATUS": str(status), "NOTE": str(note)}
+    call = ["bash", ROOT / "scripts/evaluate.sh", "checkpoint", "s.jsonl", "--out", tmp_path / "out"]
+    process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True, env=env)
+    end = time.monotonic() + 60
+    while not note.exists():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143 and "stopped by a signal; to go on, run the same command" in said
+    assert note.read_text() == "eval.predict\n"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -71,6 +72,8 @@ class World:
 @contextlib.contextmanager
 def world_in(folder: Path) -> Iterator[World]:
     """Draw 12 + 6 films and build the student; the servers of its trials run while the block does."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun with & or nohup: what we start would ignore it, too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     folder.mkdir(parents=True, exist_ok=True)
     world = World(folder)
     try:
