@@ -122,8 +122,8 @@ SLEEPER = """
 import time
 from data.errors import run_cli
 def main():
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     finally:
         print("tidied", flush=True)
@@ -133,9 +133,12 @@ run_cli(main, "to go on, do this")
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_command_cleanly_and_says_how_to_go_on(number, status):
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    def heed():
+        # What a shell starts with `&` ignores SIGINT, and so would every child of such a run of the tests.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", SLEEPER], preexec_fn=heed, **streams)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     out, said = process.communicate(timeout=30)
