@@ -36,8 +36,7 @@ FAULTS: dict[str, Callable] = {
     "locale C": matrix.locale_c,
     "read-only checkout": matrix.read_only,
 }
-# Kills a stage without --kills: Collect's take two seconds, the others load a model.
-KILLS = {"collect": 20, "compare": 6, "learn": 6, "critique": 6, "evaluate": 6}
+KILLS = 20  # a stage; Collect's take two seconds each, the others load a model
 
 
 class Row(NamedTuple):
@@ -55,7 +54,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.split("\n\n")[0])
     parser.add_argument("--stage", nargs="+", choices=tuple(STAGES), default=list(STAGES), help="default: all")
     parser.add_argument("--fault", nargs="+", choices=tuple(FAULTS), default=list(FAULTS), help="default: all")
-    parser.add_argument("--kills", type=int, help=f"SIGKILLs a stage (default: {KILLS})")
+    parser.add_argument("--kills", type=int, default=KILLS, help=f"SIGKILLs a stage (default: {KILLS})")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument("--jobs", type=int, default=1, help="stages side by side (default: 1)")
     parser.add_argument("--out", type=Path, help="folder for everything (default: a temporary one)")
@@ -70,7 +69,7 @@ def of_stage(stage: Stage, world: World, args: argparse.Namespace) -> list[Row]:
     for name in args.fault:
         if name == "rank killed" and not stage.trains:
             continue
-        times = (KILLS[stage.name] if args.kills is None else args.kills) if name == "SIGKILL" else 1
+        times = args.kills if name == "SIGKILL" else 1
         draw = random.Random(f"{args.seed} {stage.name} {name}")
         wrong, skipped, start = [], None, time.monotonic()
         for number in range(1, times + 1):
