@@ -38,7 +38,7 @@ from apo.bench_cases import (
     random_words,
     worker_spec,
 )
-from apo.bench_report import draw_sweep, results_text
+from apo.bench_report import draw_sweep, refuse_figure, results_text
 from data.errors import UserError, run_cli
 from data.files import write_atomic
 
@@ -407,8 +407,7 @@ def main() -> None:
     varied = parse_vary(args.vary)
     if (varied or args.figure) and not args.sweep:
         raise UserError("--vary and --figure need --sweep FILE.json, where the measured points are kept")
-    if args.figure and args.figure.suffix not in (".png", ".svg"):
-        raise UserError(f"--figure {args.figure}: must end in .png or .svg")
+    refuse_figure(args.figure)
     # So that a terminated run, too, ends its workers and removes its folder.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if args.sweep:

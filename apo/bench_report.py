@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from data.errors import UserError
 from data.files import atomic_open
 
 RATIO_LABELS = {
@@ -144,8 +145,6 @@ class Panel(NamedTuple):
 
 def draw_sweep(sweep: dict, path: Path) -> None:
     """Draw speed-up, and its limit by tokens, over each setting that has two points or more; `path` is .png or .svg."""
-    from data.errors import UserError
-
     panels = []
     for name, label in VARIED.items():
         points = points_over(sweep, name)
@@ -164,6 +163,12 @@ def draw_sweep(sweep: dict, path: Path) -> None:
         f"N = {base['negatives']}, vocabulary {base['vocab']:,}"
     )
     draw_panels(panels, path, title, "time ratio (dashed: token ratio)")
+
+
+def refuse_figure(path: Path | None) -> None:
+    """UserError unless `path`, the --figure of a command, is one that `draw_panels` can write or None."""
+    if path and path.suffix not in (".png", ".svg"):
+        raise UserError(f"--figure {path}: must end in .png or .svg")
 
 
 def draw_panels(panels: Sequence[Panel], path: Path, title: str, what: str) -> None:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from apo import flops, memory, options, shapes
-from apo.bench_report import LINES, Panel, draw_panels
+from apo.bench_report import LINES, Panel, draw_panels, refuse_figure
 from apo.flops import Setup, Study
 from apo.plan_text import show
 from data.errors import UserError, run_cli
@@ -61,8 +61,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number to FILE, too")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw FLOP ratios over lengths and N (.svg, .png)")
     args = parser.parse_args(argv)
-    if args.figure and args.figure.suffix not in (".png", ".svg"):
-        raise UserError(f"--figure {args.figure}: must end in .png or .svg")
+    refuse_figure(args.figure)
     return args
 
 
@@ -210,15 +209,14 @@ def figure_panels(shape, study: Study, setup: Setup) -> list[Panel]:
     return panels
 
 
-def draw_figure(config, model: str, settings: dict, args: argparse.Namespace) -> None:
-    setup, _ = resolve_setup(settings, args.gpus)
-    study = resolve_study(settings, args)
+def draw_figure(path: Path, config, model: str, plan: dict) -> None:
+    setup, study = Setup(**plan["setup"]), Study(**plan["study"])
     title = (
         f"FLOPs of a study against ours, {model.split()[0].strip(',')}: prompt with film {study.prompt}, "
         f"responses {study.response} tokens, N = {study.trajectories}"
     )
     panels = figure_panels(shapes.shape_of(config), study, setup)
-    draw_panels(panels, args.figure, title, "FLOP ratio (by formula)")
+    draw_panels(panels, path, title, "FLOP ratio (by formula)")
 
 
 def plan_flops(shape, study: Study, setup: Setup, args: argparse.Namespace) -> dict:
@@ -322,7 +320,7 @@ def main(argv: list[str] | None = None) -> None:
         write_atomic(args.json, json.dumps({"model": model, **plan}, indent=2) + "\n")
         print(f"\nwritten: {args.json}")
     if args.figure:
-        draw_figure(config, model, settings, args)
+        draw_figure(args.figure, config, model, plan)
         print(f"\nwritten: {args.figure}")
 
 

@@ -36,7 +36,7 @@ import numpy as np
 from apo.consensus import SIDES, plain_sentence
 from data.errors import UserError, run_cli
 from data.files import read_jsonl, write_atomic
-from data.findings import FIVE, LABELS, read_findings, summarise
+from data.findings import LABELS, read_findings, summarise
 from data.records import read_studies
 from data.rows import ok_trajectories
 from data.variants import plain_text
@@ -86,35 +86,32 @@ def _share(part: int, whole: int) -> float | None:
 STRATA = ("low", "middle", "high")
 
 
-def conflict_by_film(studies: Sequence[dict]) -> np.ndarray:
+Readings = Sequence[presence.Reading | None]
+
+
+def conflict_by_film(teachers: Sequence[Readings]) -> np.ndarray:
     """[films] in [0, 0.5]: share of the teachers in the minority, mean over the five findings.
 
-    Teachers whose answer cannot be read do not vote; a film with fewer than two votes has no conflict (0).
+    `teachers`: a reading a film of each; one that is None does not vote. A film with fewer than two votes has no
+    conflict (0).
     """
-    votes = np.full((len(studies), len(FIVE)), 0.0)
-    voters = np.zeros(len(studies))
-    for texts in teacher_texts(studies).values():
-        readings = [presence.read_answer(text) for text in texts]
-        readable = np.array([reading is not None for reading in readings])
-        votes += presence.truth_matrix([reading or {} for reading in readings])
-        voters += readable
+    voters = np.array([[reading is not None for reading in one] for one in teachers]).sum(0)
+    votes = np.array([presence.truth_matrix([reading or {} for reading in one]) for one in teachers]).sum(0)
     share = votes / np.maximum(voters, 1)[:, None]
     return np.where(voters > 1, np.minimum(share, 1 - share).mean(1), 0.0)
 
 
-def drift_strata(studies: Sequence[dict], texts: dict[str, Sequence[str | None]]) -> dict[str, Any]:
-    """Stratum -> {"n", "conflict", "accuracy": over the five findings, of everyone in `texts` (name -> texts)}.
+def drift_strata(
+    truths: Sequence[presence.Reading], teachers: dict[str, Readings], others: dict[str, Readings]
+) -> dict[str, Any]:
+    """Stratum -> {"n", "conflict", "accuracy": over the five findings, of all teachers and others by name}.
 
     Strata are thirds of the films in the order of their conflict, ties in file order; {} for fewer than three films.
     """
-    if len(studies) < len(STRATA):
+    if len(truths) < len(STRATA):
         return {}
-    conflict = conflict_by_film(studies)
-    truths = [presence.read_truth(study) for study in studies]
-    correct = {
-        name: presence.correct_matrix(truths, [presence.read_answer(text) for text in said]).mean(1)
-        for name, said in texts.items()
-    }
+    conflict = conflict_by_film(list(teachers.values())) if teachers else np.zeros(len(truths))
+    correct = {name: presence.correct_matrix(truths, said).mean(1) for name, said in {**teachers, **others}.items()}
     parts = np.array_split(np.argsort(conflict, kind="stable"), len(STRATA))
     return {
         stratum: {
@@ -269,6 +266,10 @@ def result_metrics(results: dict) -> dict[str, Any]:
     return found
 
 
+def read_all(texts: Sequence[str | None]) -> list[presence.Reading | None]:
+    return [presence.read_answer(text) for text in texts]
+
+
 def rounded(value: Any) -> Any:
     """Floats to DIGITS decimals, all the way down; one that is not finite is null."""
     if isinstance(value, dict):
@@ -294,12 +295,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     studies = list(read_studies(args.studies))
     test = split_of(studies, "test")
     answers = read_answers(args.answers, [study["id"] for study in test])
-    readings = [presence.read_answer(row["text"]) for row in answers]
+    truths = [presence.read_truth(study) for study in test]
+    readings = read_all([row["text"] for row in answers])
     metrics = result_metrics(json.loads(args.results.read_text(encoding="utf-8")))
-    metrics |= errors([presence.read_truth(study) for study in test], readings)
-    speakers = teacher_texts(test) | {"student": [row["text"] for row in answers]}
+    metrics |= errors(truths, readings)
     agreed = consensus_texts(test)
-    metrics["drift"] = drift_strata(test, speakers if agreed is None else speakers | {"consensus": agreed})
+    others = {"student": readings} | ({} if agreed is None else {"consensus": read_all(agreed)})
+    teachers = {name: read_all(texts) for name, texts in teacher_texts(test).items()}
+    metrics["drift"] = drift_strata(truths, teachers, others)
     metrics["consensus_form"] = float(np.mean([in_consensus_form(row["text"]) for row in answers]))
     metrics["cut_off"] = float(np.mean([row.get("finish_reason") == "length" for row in answers]))
     metrics["words"] = float(np.mean([len(row["text"].split()) for row in answers]))

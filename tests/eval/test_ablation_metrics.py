@@ -12,6 +12,7 @@ from eval.ablation_metrics import (
     errors,
     fit_style,
     in_consensus_form,
+    read_all,
     result_metrics,
     reward_metrics,
     rounded,
@@ -69,16 +70,21 @@ def test_drift_strata_by_hand():
         study(n, {"Edema": None}, [trajectory(name, text) for name, text in zip("abcd", texts, strict=True)])
         for n, texts in enumerate(said)
     ]
-    conflict = conflict_by_film(films)
+    teachers = {name: read_all(texts) for name, texts in zip("abcd", zip(*said, strict=True), strict=True)}
+    conflict = conflict_by_film(list(teachers.values()))
     assert conflict == pytest.approx([0, 0.1, 1 / 15])  # 2 of 4 and 1 of 3 in the minority, on one finding of five
-    strata = drift_strata(films, {"student": [edema, edema, none], "a": [texts[0] for texts in said]})
+    truths = [presence.read_truth(film) for film in films]
+    strata = drift_strata(truths, teachers, {"student": read_all([edema, edema, none])})
+    for one in strata.values():
+        assert one["accuracy"].keys() == {"a", "b", "c", "d", "student"}
+        one["accuracy"] = {name: one["accuracy"][name] for name in ("student", "a")}
     assert list(strata) == ["low", "middle", "high"]
     low, middle, high = strata.values()
     assert [one["n"] for one in (low, middle, high)] == [1, 1, 1]
     assert low["accuracy"] == {"student": 1.0, "a": pytest.approx(0.8)} and low["conflict"] == 0
     assert middle["accuracy"] == {"student": pytest.approx(0.8), "a": 1.0}
     assert high["accuracy"] == {"student": 1.0, "a": 1.0}
-    assert drift_strata(films[:2], {}) == {}
+    assert drift_strata(truths[:2], {}, {}) == {}
 
 
 def test_training_curve_and_displacement():
