@@ -229,14 +229,16 @@ def main(argv: list[str] | None = None) -> int:
     elif args.checkpoint != "-":
         print(f"note: {args.strategy} needs no model; {args.checkpoint} is not used")
     root = root_of(args.studies, args.image_root)
-    with claimed(args.out):
-        if args.processes > 1:
+    if args.processes > 1:
+        with claimed(args.out):
             return run_side_by_side(args, sys.argv[1:] if argv is None else argv, root)
-        return run_here(args, info if args.strategy in NEEDS_MODEL else None, root)
+    studies, chosen = selected(args, root)
+    with claimed(args.out):
+        return run_here(args, info if args.strategy in NEEDS_MODEL else None, root, studies, chosen)
 
 
-def run_here(args: argparse.Namespace, info: dict | None, root: str) -> int:
-    """Any strategy in this process; info: what `describe` says of the checkpoint. The exit status."""
+def selected(args: argparse.Namespace, root: str) -> tuple[list[dict], list[int]]:
+    """(the studies of the shard, indices of those of the split); UserError for a file without any."""
     studies = list(read_studies(args.studies, image_root=root))
     if not studies:
         raise UserError(f"{args.studies}: holds no study")
@@ -244,7 +246,11 @@ def run_here(args: argparse.Namespace, info: dict | None, root: str) -> int:
     if not any(args.split in ("all", s["split"]) for s in studies):
         raise UserError(f'{args.studies}: no study of split "{args.split}"; check --split')
     studies = studies[i - 1 :: n]
-    chosen = [k for k, s in enumerate(studies) if args.split in ("all", s["split"])]
+    return studies, [k for k, s in enumerate(studies) if args.split in ("all", s["split"])]
+
+
+def run_here(args: argparse.Namespace, info: dict | None, root: str, studies: list[dict], chosen: list[int]) -> int:
+    """Any strategy in this process; info: what `describe` says of the checkpoint. The exit status."""
     failed: Counter = Counter()
     if args.strategy in NEEDS_MODEL:
         results = run_self(args, info, [studies[k] for k in chosen], root, failed)

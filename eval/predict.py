@@ -214,16 +214,14 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     refuse_below_one(args, "max_new_tokens", "batch_size", "limit")
     doctor.before("evaluate", args.out)
-    with claimed(args.out):
-        run(args)
-
-
-def run(args: argparse.Namespace) -> None:
-    """The command with its arguments read and its output claimed."""
     info = checkpoints.describe(args.checkpoint, args.base)
-    studies, image_root, shown = select(
-        args.studies, args.split, args.image_root, args.limit, allow_outside=args.allow_outside
-    )
+    chosen = select(args.studies, args.split, args.image_root, args.limit, allow_outside=args.allow_outside)
+    with claimed(args.out):
+        run(args, info, *chosen)
+
+
+def run(args: argparse.Namespace, info: dict, studies: Sequence[dict], image_root: str, shown: str) -> None:
+    """The command with its input read and its output claimed; `info` of `describe`, the rest of `select`."""
     device = args.device or best_device()
     meta = {
         "checkpoint": checkpoints.fingerprint(args.checkpoint, args.base),

@@ -264,13 +264,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    checkpoint, loaded = load(args)
     i, n = args.shard
     with claimed(args.out / f"shard-{i}-of-{n}"):
-        return run(args)
+        return run(args, checkpoint, loaded)
 
 
-def run(args: argparse.Namespace) -> int:
-    """The command with its arguments read and its output folder claimed; the exit status."""
+Loaded = dict[str, tuple[Benchmark, Benchmark]]  # name -> (what is asked, what of it is scored)
+
+
+def load(args: argparse.Namespace) -> tuple[Checkpoint | None, Loaded]:
+    """The checkpoint and the benchmarks, all checked; nothing is written."""
     checkpoint = Checkpoint(args) if args.checkpoint else None
     options = split_settings(args.set, args.benchmark, "--set")
     roots = data_roots(args.data_root, args.benchmark)
@@ -286,6 +290,11 @@ def run(args: argparse.Namespace) -> int:
         # Overlapping items are asked too and left out of the scores: the answers then serve both.
         kept = training_set.checked(one, files, unknown, excluded=args.exclude_overlap)
         loaded[name] = one, kept
+    return checkpoint, loaded
+
+
+def run(args: argparse.Namespace, checkpoint: Checkpoint | None, loaded: Loaded) -> int:
+    """Ask and score, the output folder claimed; the exit status."""
     found, waiting = {}, []
     if checkpoint:
         for name, (benchmark, _) in loaded.items():

@@ -139,6 +139,10 @@ def run(words, monkeypatch):
     return status or 0, out.getvalue()
 
 
+# Empty files that keep a second run out while films and earlier answers are looked at.
+LOCKS = {"run/.launch.lock", ".out.jsonl.lock", ".predictions.jsonl.lock", ".films.lock"}
+
+
 def refused(world, monkeypatch, words, message):
     """Run the words: they must be refused with the message, and leave every file that was there as it was."""
     before = world.snapshot()
@@ -148,5 +152,5 @@ def refused(world, monkeypatch, words, message):
     assert SECRET not in told, "a text of a patient is in the message"
     after = world.snapshot()
     assert {name: after.get(name) for name in before} == before, "a file was changed or removed"
-    made = {name for name in set(after) - set(before) if not name.endswith(".lock")}
-    assert not made, f"a file was made: {made}"
+    made = set(after) - set(before)
+    assert made <= LOCKS, f"a file was made: {made}"
