@@ -4,12 +4,14 @@
 - `swift sft` on rows with `positive_messages`: a study's trajectories behind one film and prompt (apo/learn.py);
 - `swift rlhf --rlhf_type dpo --loss_type plackett_luce`: the APO objective (apo/loss.py), or `pairwise` for comparison.
   Every other loss type runs stock ms-swift DPO;
-- a clock that was set back deletes no new checkpoint (apo/rotation.py).
+- a clock that was set back deletes no new checkpoint (apo/rotation.py);
+- ranks on CPUs end without an abort (apo/gloo.py).
 
 Kept thin: ms-swift loads this file under a private module name, and classes made here could not be pickled by spawned
 data-loader workers.
 """
 
+import atexit
 import os
 import sys
 
@@ -21,9 +23,11 @@ if ROOT not in sys.path:  # `swift infer` from another folder reloads the plugin
 
 from swift.trainers import TrainerFactory  # noqa: E402
 
+from apo.gloo import wait_for_gloo  # noqa: E402
 from apo.rotation import rotate_checkpoints  # noqa: E402
 from apo.template import register_templates  # noqa: E402
 
 transformers.trainer.rotate_checkpoints = rotate_checkpoints
 register_templates()
+atexit.register(wait_for_gloo)
 TrainerFactory.TRAINER_MAPPING |= {"dpo": "apo.trainer.APOTrainer", "causal_lm": "apo.learn.LearnTrainer"}
