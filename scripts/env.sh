@@ -24,3 +24,6 @@ export AD_ROOT PYTHON
 export PYTHONPATH="$AD_ROOT${PYTHONPATH:+:$PYTHONPATH}"
 # Tokenizers' own threads fork badly with dataloader workers.
 export TOKENIZERS_PARALLELISM=false
+# In a locale without UTF-8 libraries read their own files as ASCII: trl's template of a model card broke the first
+# checkpoint. Set even against the user's PYTHONUTF8=0.
+export PYTHONUTF8=1

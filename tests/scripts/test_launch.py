@@ -804,3 +804,10 @@ def test_shell_launchers(tmp_path):
         done = subprocess.run(["bash", str(ROOT / script), "-h"], capture_output=True, text=True, env=environment)
         assert done.stdout.startswith(("Learn:", "Critique:"))
         assert f"bash {script}" in done.stdout
+
+
+def test_launchers_read_utf_8_in_any_locale():
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ask = '. scripts/env.sh; "$PYTHON" -c "import locale; print(locale.getpreferredencoding())"'
+    done = subprocess.run(["bash", "-c", ask], cwd=ROOT, env=os.environ | plain, capture_output=True, text=True)
+    assert done.stdout.strip().lower().replace("-", "") == "utf8", done.stderr
