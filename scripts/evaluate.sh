@@ -68,16 +68,20 @@ if [[ $on_benchmarks ]]; then
     IFS=, read -r -a devices <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((gpus - 1)))}"
     [[ ${#devices[@]} -ge $gpus ]] || fail "--gpus $gpus: CUDA_VISIBLE_DEVICES names ${#devices[@]} only"
     pids=() status=0
-    trap 'kill "${pids[@]}" 2>/dev/null || true' INT TERM
+    trap 'interrupted=1; kill "${pids[@]}" 2>/dev/null || true' INT TERM
     for ((i = 1; i <= gpus; i++)); do
         CUDA_VISIBLE_DEVICES=${devices[i - 1]} "$PYTHON" -P -m eval.run "${words[@]}" --shard "$i/$gpus" &
         pids+=($!)
     done
     # The process that finishes last joins the answers and scores; one that failed leaves the rest to a second run.
     for pid in "${pids[@]}"; do
-        wait "$pid" || status=$?
-        # A signal ends `wait` before the command has ended.
-        while kill -0 "$pid" 2>/dev/null; do wait "$pid" || status=$?; done
+        # A signal ends `wait` before the command has ended: the status is then that of the signal.
+        interrupted=1
+        while [[ $interrupted ]]; do
+            interrupted="" code=0
+            wait "$pid" || code=$?
+        done
+        [[ $code -eq 0 ]] || status=$code
     done
     exit "$status"
 fi

@@ -1,6 +1,6 @@
 """The fault matrix: every stage is killed, interrupted, starved of disk and so on, and must lose nothing.
 
-    python -m tests.faults [--stage collect|compare|learn|critique|evaluate ...] [--fault NAME ...]
+    python -m tests.faults [--stage NAME ...] [--fault NAME ...]
                            [--kills N] [--seed N] [--jobs N] [--out DIR] [--keep]
 
 A miniature phantom cohort, a student of 1.2 million parameters and teachers behind a server on this machine. After each
@@ -92,7 +92,7 @@ def of_stage(stage: Stage, world: World, args: argparse.Namespace) -> list[Row]:
 
 def show(row: Row) -> str:
     state = f"SKIPPED: {row.skipped}" if row.skipped else f"{len(row.wrong)} wrong" if row.wrong else "nothing lost"
-    line = f"{row.stage:9} {row.fault:19} {row.times:3} x {row.seconds:5.0f} s  {state}"
+    line = f"{row.stage:14} {row.fault:19} {row.times:3} x {row.seconds:5.0f} s  {state}"
     return "\n".join([line, *(f"    {one}" for one in row.wrong)])
 
 

@@ -47,10 +47,20 @@ def _compare(world: World, trial: Path, root: Path) -> list:
     return [*words, "--cut-off", "keep", "--allow-failures", "--max-new-tokens", 24, "--batch-size", 2]
 
 
+def _compare_by_two(world: World, trial: Path, root: Path) -> list:
+    return [*_compare(world, trial, root), "--processes", 2]
+
+
 def _evaluate(world: World, trial: Path, root: Path) -> list:
     words = ["bash", root / "scripts/evaluate.sh", world.student, world.studies, "--split", "train"]
     words += ["--image-root", world.cohort, "--out", trial / "out", "--device", "cpu"]
     return [*words, "--max-new-tokens", 32, "--batch-size", 1]
+
+
+def _benchmark(world: World, trial: Path, root: Path) -> list:
+    words = ["bash", root / "scripts/evaluate.sh", world.student, "--benchmark", "phantom-presence", "--gpus", 2]
+    words += ["--data-root", world.cohort, "--set", "split=train", "--out", trial / "out", "--device", "cpu"]
+    return [*words, "--max-new-tokens", 32, "--batch-size", 1, "--resamples", 20]
 
 
 def _train(script: str, config: str, dataset: str) -> Callable[[World, Path, Path], list]:
@@ -106,9 +116,29 @@ def _of_compare(out: Path, wanted: Path) -> Iterator[str]:
     yield from manifest.stale(out / "studies.jsonl")
 
 
+def _of_compare_by_two(out: Path, wanted: Path) -> Iterator[str]:
+    yield from _same_bytes(out, wanted, "studies.jsonl")
+    for number in (1, 2):
+        name = f"studies.jsonl.part-{number}.jsonl.partial.jsonl"
+        yield from _each_once(out / name, wanted / name, lambda row: (row["id"], row["key"]))
+    yield from manifest.stale(out / "studies.jsonl")
+
+
+def _of_benchmark(out: Path, wanted: Path) -> Iterator[str]:
+    yield from _same_bytes(out, wanted, "phantom-presence/predictions.jsonl", "table.md")
+    yield from _same_results(out, wanted)
+
+
 def _of_evaluate(out: Path, wanted: Path) -> Iterator[str]:
     yield from _same_bytes(out, wanted, "predictions.jsonl")
     yield from _each_once(out / "predictions.jsonl", wanted / "predictions.jsonl", lambda row: row["id"])
+    yield from _same_results(out, wanted)
+
+
+def _same_results(out: Path, wanted: Path) -> Iterator[str]:
+    if not (out / "results.json").is_file():
+        yield "results.json is missing"
+        return
     first, second = (json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in (out, wanted))
     yield from (f"results.json: {key} differs" for key in second if key != "environment" and first[key] != second[key])
 
@@ -165,6 +195,18 @@ STAGES = {
             r"(?s).*error: ms-swift ended with status \d+; (to go on from|no checkpoint was saved)",
         ),
         Stage("evaluate", _evaluate, lambda out: _lines(out / "predictions.jsonl") > 0, _of_evaluate),
+        Stage(
+            "compare-by-two",
+            _compare_by_two,
+            lambda out: any(_lines(path) for path in out.glob("*.part-*.partial.jsonl")),
+            _of_compare_by_two,
+        ),
+        Stage(
+            "benchmark",
+            _benchmark,
+            lambda out: any(_lines(path) for path in out.glob("phantom-presence/predictions*.jsonl")),
+            _of_benchmark,
+        ),
     )
 }
 
