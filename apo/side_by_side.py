@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -16,6 +17,7 @@ from data.errors import UserError
 from data.records import read_studies, write_studies
 
 COMMAND = (sys.executable, "-P", "-m", "apo.compare")
+PATIENCE = 30  # seconds for a process that was asked to end, before it is killed
 
 
 def part_of(out: Path, number: int) -> Path:
@@ -66,8 +68,7 @@ def run(argv: Sequence[str], out: Path, shard: tuple[int, int], processes: int, 
             readers[-1].start()
         statuses = [process.wait() for process in running]
     except BaseException:
-        for process in running:
-            process.terminate()
+        _end(running)
         raise
     for reader in readers:
         reader.join()
@@ -95,6 +96,19 @@ def put_together(out: Path, processes: int) -> int:
         part.unlink()
         manifest.sidecar(part).unlink(missing_ok=True)
     return count
+
+
+def _end(running: Sequence[subprocess.Popen]) -> None:
+    """Ask the processes to end and wait until they have: the same command may be given again at once."""
+    for process in running:
+        process.terminate()
+    deadline = time.monotonic() + PATIENCE
+    for process in running:
+        try:
+            process.wait(max(0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _pass_on(process: subprocess.Popen, mark: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 
 import pytest
@@ -90,3 +91,39 @@ def test_a_process_that_ends_badly_is_named_and_nothing_is_put_together(studies,
         run(studies, 2)
     assert side_by_side.part_of(studies.parent / "out.jsonl", 1).exists()
     assert not (studies.parent / "out.jsonl").exists()
+
+
+# The second process shuts its ears and says that it is ready; the first then interrupts whoever started both, and ends
+# a moment later.
+SLOW = """
+import os, pathlib, signal, sys, time
+shard = sys.argv[len(sys.argv) - 1 - sys.argv[::-1].index("--shard") + 1]
+here = pathlib.Path(sys.argv[1])
+(here / f"pid-{shard[0]}").write_text(str(os.getpid()))
+if shard == "2/2":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (here / "ready").touch()
+else:
+    signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), sys.exit(143)))
+    while not (here / "ready").exists():
+        time.sleep(0.01)
+    os.kill(os.getppid(), signal.SIGUSR1)
+time.sleep(60)
+"""
+
+
+def test_no_process_is_left_after_an_interruption(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(side_by_side, "COMMAND", (sys.executable, "-c", SLOW))
+    monkeypatch.setattr(side_by_side, "PATIENCE", 1)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side.run([str(tmp_path)], tmp_path / "out.jsonl", (1, 1), 2, on_gpus=False)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    for number in (1, 2):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / f"pid-{number}").read_text()), 0)
