@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import Problems, UserError
-from data.mimic_tables import check_count, rows
-from eval.sets import PARTIAL, Film, FilmSet, check_table, describe, film_index, find_file
+from data.mimic_tables import rows
+from eval.sets import Film, FilmSet, check_table, describe, film_index, find_file
 
 LABELS = {
     "Atelectasis": "atelectasis",
@@ -44,8 +44,8 @@ class Row(NamedTuple):
 def read_table(path: Path, *, partial: bool = False) -> tuple[dict[str, Row], dict]:
     """(file name -> Row, counts of the whole table).
 
-    Raises UserError for a wrong header, an unknown label, a name twice, No Finding beside a finding, or a whole table
-    whose row count is not the published one.
+    Raises UserError for a wrong header, an unknown label, a name twice, No Finding beside a finding, an empty table,
+    or one whose row count is not the published one.
     """
     problems = Problems(path)
     found: dict[str, Row] = {}
@@ -66,8 +66,7 @@ def read_table(path: Path, *, partial: bool = False) -> tuple[dict[str, Row], di
         labels.update(present)
         views[view] += 1
         found[name] = Row(patient.strip(), present - {NO_FINDING}, view)
-    problems.refuse()
-    check_count(path, "rows", len(found), ROWS, partial, told=PARTIAL)
+    check_table(problems, "rows", len(found), ROWS, partial, empty=f"holds no film; {REMEDY}")
     counts = {"rows": len(found), "table_patients": len({row.patient for row in found.values()})}
     return found, counts | {"views": dict(sorted(views.items())), "table_labels": dict(sorted(labels.items()))}
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import Problems, UserError
-from data.mimic_tables import check_count, rows
-from eval.sets import PARTIAL, Film, FilmSet, describe, find_file, first_file
+from data.mimic_tables import rows
+from eval.sets import Film, FilmSet, check_table, describe, find_file, first_file
 
 ROWS = 160_861
 PHYSICIAN, MODEL = "Physician", "RNN_model"
@@ -46,7 +46,8 @@ class Row(NamedTuple):
 def read_table(path: Path, *, partial: bool = False) -> tuple[list[Row], dict, list[str]]:
     """(rows labelled by physicians, counts of the whole table, notes).
 
-    Raises UserError for a wrong header, labels that are not a list, an unknown method, a film twice, a wrong row count.
+    Raises UserError for a wrong header, labels that are not a list, an unknown method, a film twice, no row
+    or a wrong number of them.
     """
     problems = Problems(path)
     found: dict[str, Row] = {}
@@ -75,8 +76,7 @@ def read_table(path: Path, *, partial: bool = False) -> tuple[list[Row], dict, l
             problems.add(f"{path}:{line}: Labels is not a list of texts; download the table again")
             continue
         found[image] = Row(image, folder.strip(), study, patient, projection, labels)
-    problems.refuse()
-    check_count(path, "rows", total, ROWS, partial, told=PARTIAL)
+    check_table(problems, "rows", total, ROWS, partial, empty=f"holds no film; {REMEDY}")
     counts = {
         "rows": total,
         "table_studies": len(studies),

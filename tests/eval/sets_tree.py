@@ -112,7 +112,7 @@ def chestxdet10(root: Path) -> Path:
 
 
 def padchest(root: Path, rows=None) -> Path:
-    rows = rows or [
+    rows = rows if rows is not None else [
         ("901.png", 0, "s1", "p1", "PA", "Physician", "['normal']"),
         ("902.png", 0, "s1", "p1", "L", "Physician", "['nodule', ' pleural effusion ', '']"),
         ("903.png", 54, "s2", "7", "PA", "Physician", "['nodule', 'unchanged']"),

@@ -202,6 +202,13 @@ def test_padchest_bad_input(tmp_path, row, message):
         load("padchest", tmp_path, min_positives="few")
 
 
+def test_a_table_with_nothing_but_its_header_is_refused(tmp_path):
+    with pytest.raises(UserError, match="PADCHEST.*holds no film; ask BIMCV"):
+        load("padchest", sets_tree.padchest(tmp_path, []))
+    with pytest.raises(UserError, match="Data_Entry_2017.*holds no film; download it"):
+        load("chestx-ray14", sets_tree.nih(tmp_path, []))
+
+
 def test_vindr_leaves_out_what_names_no_finding(tmp_path):
     benchmark = load("vindr-cxr", sets_tree.vindr(tmp_path))
     assert truths(benchmark) == {"a" * 32: {"Cardiomegaly"}, "b" * 32: set()}
