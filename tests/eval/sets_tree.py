@@ -112,13 +112,17 @@ def chestxdet10(root: Path) -> Path:
 
 
 def padchest(root: Path, rows=None) -> Path:
-    rows = rows if rows is not None else [
-        ("901.png", 0, "s1", "p1", "PA", "Physician", "['normal']"),
-        ("902.png", 0, "s1", "p1", "L", "Physician", "['nodule', ' pleural effusion ', '']"),
-        ("903.png", 54, "s2", "7", "PA", "Physician", "['nodule', 'unchanged']"),
-        ("904.png", 54, "s3", "p3", "AP_horizontal", "RNN_model", "['cardiomegaly']"),
-        ("905.png", 54, "s4", "p4", "PA", "RNN_model", "nan"),
-    ]
+    rows = (
+        rows
+        if rows is not None
+        else [
+            ("901.png", 0, "s1", "p1", "PA", "Physician", "['normal']"),
+            ("902.png", 0, "s1", "p1", "L", "Physician", "['nodule', ' pleural effusion ', '']"),
+            ("903.png", 54, "s2", "7", "PA", "Physician", "['nodule', 'unchanged']"),
+            ("904.png", 54, "s3", "p3", "AP_horizontal", "RNN_model", "['cardiomegaly']"),
+            ("905.png", 54, "s4", "p4", "PA", "RNN_model", "nan"),
+        ]
+    )
     header = ["", "ImageID", "ImageDir", "StudyID", "PatientID", "Projection", "Report", "MethodLabel", "Labels"]
     with open(root / "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", "w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out)
