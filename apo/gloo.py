@@ -11,7 +11,7 @@ import time
 PATIENCE = 0.5  # seconds; the threads need microseconds once they are scheduled
 
 
-def wait_for_gloo():
+def wait_for_gloo() -> None:
     """Leave gloo's threads, if any, the interpreter's lock for PATIENCE seconds. To be registered with `atexit`."""
     import torch.distributed as dist
 

@@ -41,6 +41,39 @@ fail() {
     exit 2
 }
 
+pids=() signal="" again=""
+
+# Starts a command in the background. A signal that reaches only this shell (`kill`) is passed on as SIGTERM.
+begin() {
+    trap 'signal=1 again=1; kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
+    "$@" &
+    pids+=($!)
+}
+
+# Waits for all that `begin` started; a status that is not 0, if one was.
+finish() {
+    local pid code status=0
+    # One that was started after the signal came.
+    [[ ! $signal ]] || kill -TERM "${pids[@]}" 2>/dev/null || true
+    for pid in "${pids[@]}"; do
+        # A signal ends `wait` before the command has ended: the status is then that of the signal.
+        again=1
+        while [[ $again ]]; do
+            again="" code=0
+            wait "$pid" || code=$?
+        done
+        [[ $code -eq 0 ]] || status=$code
+    done
+    trap - INT TERM
+    pids=()
+    if [[ $signal ]]; then
+        # The commands say so themselves, but not at their very beginning and end.
+        echo "stopped by a signal; to go on, run the same command: answers that are there are not made again" >&2
+        [[ $status -ne 0 ]] || status=143
+    fi
+    return "$status"
+}
+
 [[ $# -gt 0 ]] || { usage >&2; exit 2; }
 # With --benchmark everything but --gpus goes to eval.run.
 on_benchmarks=""
@@ -67,23 +100,12 @@ if [[ $on_benchmarks ]]; then
     done
     IFS=, read -r -a devices <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((gpus - 1)))}"
     [[ ${#devices[@]} -ge $gpus ]] || fail "--gpus $gpus: CUDA_VISIBLE_DEVICES names ${#devices[@]} only"
-    pids=() status=0
-    trap 'interrupted=1; kill "${pids[@]}" 2>/dev/null || true' INT TERM
-    for ((i = 1; i <= gpus; i++)); do
-        CUDA_VISIBLE_DEVICES=${devices[i - 1]} "$PYTHON" -P -m eval.run "${words[@]}" --shard "$i/$gpus" &
-        pids+=($!)
-    done
     # The process that finishes last joins the answers and scores; one that failed leaves the rest to a second run.
-    for pid in "${pids[@]}"; do
-        # A signal ends `wait` before the command has ended: the status is then that of the signal.
-        interrupted=1
-        while [[ $interrupted ]]; do
-            interrupted="" code=0
-            wait "$pid" || code=$?
-        done
-        [[ $code -eq 0 ]] || status=$code
+    for ((i = 1; i <= gpus; i++)); do
+        CUDA_VISIBLE_DEVICES=${devices[i - 1]} begin "$PYTHON" -P -m eval.run "${words[@]}" --shard "$i/$gpus"
     done
-    exit "$status"
+    finish
+    exit
 fi
 
 checkpoint="" studies="" out="runs/evaluate" name="checkpoint"
@@ -122,24 +144,9 @@ done
 # shellcheck source=scripts/env.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 
-# Runs a command and waits for it. A signal that reaches only this shell (`kill`) is passed on as SIGTERM.
 run() {
-    local status=0 signal=
-    "$@" &
-    trap 'signal=1; kill -TERM '$!' 2>/dev/null || true' INT TERM
-    wait $! || status=$?
-    # A signal ends `wait` before the command has ended.
-    while kill -0 $! 2>/dev/null; do
-        status=0
-        wait $! || status=$?
-    done
-    trap - INT TERM
-    if [[ $signal ]]; then
-        # The command says so itself, but not at its very beginning and end.
-        echo "stopped by a signal; to go on, run the same command: answers that are there are not made again" >&2
-        [[ $status != 0 ]] || status=143
-    fi
-    return "$status"
+    begin "$@"
+    finish
 }
 
 run "$PYTHON" -P -m eval.predict "$checkpoint" --studies "$studies" --out "$out/predictions.jsonl" "${both[@]}" "${predict[@]}"

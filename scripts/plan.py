@@ -101,7 +101,7 @@ def _world(plan: Plan, dry_run: bool) -> int:
     if per_node * nodes > 1 or plan.settings.get("deepspeed") or given.keys() & {"NPROC_PER_NODE", "NNODES"}:
         plan.environment |= given | {"NPROC_PER_NODE": str(per_node)}
         if nodes == 1 and "MASTER_PORT" not in given and not dry_run:
-            plan.environment["MASTER_PORT"] = str(_free_port())
+            plan.environment["MASTER_PORT"] = str(free_port())
     return per_node * nodes
 
 
@@ -277,8 +277,8 @@ def refuse_used_folder(plan: Plan) -> None:
         )
 
 
-def _free_port() -> int:
-    # Two runs on one machine must not meet on torchrun's default port.
+def free_port() -> int:
+    """A port that nobody on this machine listens on: two runs must not meet on torchrun's default port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,8 @@ import torch
 import torch.utils.checkpoint
 import transformers.modeling_utils
 from PIL import Image
+
+from scripts.plan import free_port
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "This is a patient's chest DR image <image>. Please help me determine the patient's disease."
@@ -138,10 +139,12 @@ def train_on_ranks(ranks, student, rows, out, *, stage="critique", model_kwargs=
     """The same by the command line on several processes, as a user starts it."""
     flags = {"ddp_backend": "gloo"} | flags
     words = arguments(student, rows, out, stage, model_kwargs, flags)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ours = {"NPROC_PER_NODE": str(ranks), "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ours = {
+        "NPROC_PER_NODE": str(ranks),
+        "MASTER_PORT": str(free_port()),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-m", "swift.cli.main", "rlhf" if stage == "critique" else "sft", *words]
     done = subprocess.run(command, env={**os.environ, **ours}, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -1,12 +1,12 @@
 """Two ranks end with exit code 0 although gloo's threads are late."""
 
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 
+from scripts.plan import free_port
 from tests.apo.cases import ROOT
 
 RANK = """
@@ -30,9 +30,7 @@ def test_ranks_that_share_a_core_end_well():
     """Without the wait, about every second of these pairs of ranks aborts."""
     core = {min(os.sched_getaffinity(0))}
     for _ in range(6):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
+        port = str(free_port())
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-c", RANK, rank, port],

@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ import pytest
 from data.collect.money import Ledger
 from data.collect.progress import Counts, Display
 from data.collect.store import Answer
+from scripts.plan import free_port
 from tests.data.collect_server import CANARY, completion
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,12 +146,6 @@ def test_progress_is_plain_lines_unless_it_is_a_terminal():
     assert plain.getvalue().count("a: 10/30 done") == 2
     assert "spent 5.0000 of 9, at most 0.0000 under way" in plain.getvalue()
     assert "\x1b[2F\x1b[Ja: something\n" in terminal.getvalue()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from tests.faults.processes import ROOT, Ended, Running
 from tests.faults.world import World
 
 STEPS = 8
+DONE = "studies.jsonl*.partial.jsonl"  # of Compare: what one process, or each of several, has finished
 LOSS, WEIGHTS = 1e-6, 1e-6  # absolute; on one machine both are usually equal to the last digit
 
 
@@ -85,6 +86,10 @@ def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def _comparing(out: Path) -> bool:
+    return any(_lines(path) for path in out.glob(DONE))
+
+
 def _same_bytes(out: Path, wanted: Path, *names: str) -> Iterator[str]:
     for name in names:
         if not (out / name).is_file():
@@ -111,16 +116,8 @@ def _of_collect(out: Path, wanted: Path) -> Iterator[str]:
 
 def _of_compare(out: Path, wanted: Path) -> Iterator[str]:
     yield from _same_bytes(out, wanted, "studies.jsonl")
-    name = "studies.jsonl.partial.jsonl"
-    yield from _each_once(out / name, wanted / name, lambda row: (row["id"], row["key"]))
-    yield from manifest.stale(out / "studies.jsonl")
-
-
-def _of_compare_by_two(out: Path, wanted: Path) -> Iterator[str]:
-    yield from _same_bytes(out, wanted, "studies.jsonl")
-    for number in (1, 2):
-        name = f"studies.jsonl.part-{number}.jsonl.partial.jsonl"
-        yield from _each_once(out / name, wanted / name, lambda row: (row["id"], row["key"]))
+    for path in sorted(wanted.glob(DONE)):
+        yield from _each_once(out / path.name, path, lambda row: (row["id"], row["key"]))
     yield from manifest.stale(out / "studies.jsonl")
 
 
@@ -136,9 +133,6 @@ def _of_evaluate(out: Path, wanted: Path) -> Iterator[str]:
 
 
 def _same_results(out: Path, wanted: Path) -> Iterator[str]:
-    if not (out / "results.json").is_file():
-        yield "results.json is missing"
-        return
     first, second = (json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in (out, wanted))
     yield from (f"results.json: {key} differs" for key in second if key != "environment" and first[key] != second[key])
 
@@ -179,7 +173,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("collect", _collect, lambda out: any(out.glob("studies.answers/answers/*.jsonl")), _of_collect),
-        Stage("compare", _compare, lambda out: _lines(out / "studies.jsonl.partial.jsonl") > 0, _of_compare),
+        Stage("compare", _compare, _comparing, _of_compare),
         Stage(
             "learn",
             _train("SFT-Qwen2.5.sh", "sft_phantom.yaml", "studies"),
@@ -195,12 +189,7 @@ STAGES = {
             r"(?s).*error: ms-swift ended with status \d+; (to go on from|no checkpoint was saved)",
         ),
         Stage("evaluate", _evaluate, lambda out: _lines(out / "predictions.jsonl") > 0, _of_evaluate),
-        Stage(
-            "compare-by-two",
-            _compare_by_two,
-            lambda out: any(_lines(path) for path in out.glob("*.part-*.partial.jsonl")),
-            _of_compare_by_two,
-        ),
+        Stage("compare-by-two", _compare_by_two, _comparing, _of_compare),
         Stage(
             "benchmark",
             _benchmark,
