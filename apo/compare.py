@@ -229,11 +229,10 @@ def main(argv: list[str] | None = None) -> int:
     elif args.checkpoint != "-":
         print(f"note: {args.strategy} needs no model; {args.checkpoint} is not used")
     root = root_of(args.studies, args.image_root)
-    if args.processes > 1:
-        with claimed(args.out):
-            return run_side_by_side(args, sys.argv[1:] if argv is None else argv, root)
     studies, chosen = selected(args, root)
     with claimed(args.out):
+        if args.processes > 1:
+            return run_side_by_side(args, sys.argv[1:] if argv is None else argv, root)
         return run_here(args, info if args.strategy in NEEDS_MODEL else None, root, studies, chosen)
 
 
