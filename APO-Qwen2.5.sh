@@ -27,6 +27,7 @@
 # --on_identical drop-negative; that are too long: --overlong drop. Environment: NPROC_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT.
 #
 # Result: OUTPUT_DIR/checkpoint-N and OUTPUT_DIR/launch.json (what was run, on what).
+# Go on:  --resume_from_checkpoint OUTPUT_DIR/checkpoint-N, or `last`: the newest whole one there, step 0 if there is none
 # Score:  bash scripts/evaluate.sh OUTPUT_DIR/checkpoint-N STUDIES.jsonl
 
 set -euo pipefail

@@ -19,6 +19,7 @@
 # Environment: NPROC_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, CUDA_VISIBLE_DEVICES.
 #
 # Result: OUTPUT_DIR/checkpoint-N and OUTPUT_DIR/launch.json (what was run, on what).
+# Go on:  --resume_from_checkpoint OUTPUT_DIR/checkpoint-N, or `last`: the newest whole one there, step 0 if there is none
 # Next:   merge the adapter, then   bash scripts/compare.sh MODEL STUDIES.jsonl --out CONSENSUS.jsonl
 # Score:  bash scripts/evaluate.sh OUTPUT_DIR/checkpoint-N STUDIES.jsonl
 

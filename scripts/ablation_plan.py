@@ -77,6 +77,7 @@ def shared_stages(place: Place, row: Row) -> list[Stage]:
                 "teach",
                 lambda: [launch(place, "sft", base, [rows], out / "teach", LONG)],
                 ["teach"],
+                keep=True,
             ),
         ]
     learn = learn_name(row)
@@ -89,7 +90,7 @@ def shared_stages(place: Place, row: Row) -> list[Stage]:
         start = checkpoints.latest(out / "teach")
         return [launch(place, "sft", start, [studies, rows], out / learn, LONG)]
 
-    stages.append(Stage(learn, learn_command, [learn]))
+    stages.append(Stage(learn, learn_command, [learn], keep=True))
     compare = compare_name(row)
     extra = ("--max-new-tokens", 160, "--batch-size", 32, "--allow-failures") if row.consensus == "self" else ()
     if extra and sizes.steps:
@@ -130,7 +131,10 @@ def launch(
     settings: dict[str, Any],
     config: Path | None = None,
 ) -> Command:
-    """One training by the launchers, with a row's settings as flags over the phantom config."""
+    """One training by the launchers, with a row's settings as flags over the phantom config.
+
+    Given again after an interruption, it goes on from the newest checkpoint.
+    """
     script = {"sft": "SFT-Qwen2.5.sh", "apo": "APO-Qwen2.5.sh"}[launcher]
     config = config or Path(PHANTOM_CONFIGS["learn"])
     flags: dict[str, Value] = words(settings)
@@ -139,7 +143,7 @@ def launch(
     command = ["env", f"NPROC_PER_NODE={place.ranks}", f"OMP_NUM_THREADS={place.threads}", "bash", str(ROOT / script)]
     command += [str(ROOT / config), "--model", str(model), "--dataset", *map(str, datasets)]
     command += ["--image_root", str(place.out / "cohort"), "--output_dir", str(output)]
-    command += ["--seed", str(place.seed), "--data_seed", str(place.seed)]
+    command += ["--seed", str(place.seed), "--data_seed", str(place.seed), "--resume_from_checkpoint", "last"]
     for name, value in flags.items():
         command += [f"--{name}", *(value if isinstance(value, list) else [value])]
     return command
@@ -236,7 +240,7 @@ def training_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]
         settings = train_settings(place, row, compared(place, row), start)
         return [launch(place, row.launcher, start, [studies], folder / "train", settings, base_config(row))]
 
-    stages.append(Stage(f"{name}.train", train, [f"rows/{name}/train"]))
+    stages.append(Stage(f"{name}.train", train, [f"rows/{name}/train"], keep=True))
     return stages
 
 

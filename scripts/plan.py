@@ -28,6 +28,7 @@ FLASH = ("flash_attn", "flash_attention_2")
 PUBLISHED_RANKS = 2
 # The families whose templates apo/template.py can encode a study with.
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+RESUME_LAST = "last"  # resume_from_checkpoint: the newest whole checkpoint of output_dir, if there is one
 WORLD_VARIABLES = ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -72,11 +73,28 @@ def resolve(stage: str, command: Command) -> Plan:
         if not settings.get(name):
             raise UserError(f"{config}: no {name}; write it there or pass --{name}")
     plan = Plan(stage, config, settings)
+    _resume_last(plan)
     ranks = _world(plan, command.dry_run)
     _batch(plan, ranks)
     _fixed_flags(plan)
     _attention(plan)
     return plan
+
+
+def _resume_last(plan: Plan) -> None:
+    """Turn `resume_from_checkpoint last` into the newest whole checkpoint of output_dir, or into a fresh start.
+
+    So one command both begins a run and goes on with it: for queues that stop and requeue jobs.
+    """
+    if plan.settings.get("resume_from_checkpoint") != RESUME_LAST:
+        return
+    newest = checkpoints.latest_whole(plan.output_dir)
+    if newest:
+        plan.settings["resume_from_checkpoint"] = str(newest)
+        plan.notes.append(f"goes on from {newest.name}")
+    else:
+        del plan.settings["resume_from_checkpoint"]
+        plan.notes.append("no checkpoint yet: begins at step 0")
 
 
 def _world(plan: Plan, dry_run: bool) -> int:
@@ -273,7 +291,7 @@ def refuse_used_folder(plan: Plan) -> None:
     if newest and not plan.settings.get("resume_from_checkpoint"):
         raise UserError(
             f"output_dir {plan.output_dir}: holds {newest.name} of an earlier run; go on with it "
-            f"(--resume_from_checkpoint {shlex.quote(str(newest))}), choose another --output_dir, or move it away"
+            f"(--resume_from_checkpoint {RESUME_LAST}), choose another --output_dir, or move it away"
         )
 
 

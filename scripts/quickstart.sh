@@ -7,8 +7,8 @@
 #   --seed N    one seed for films, teachers, student and training (default: 0)
 #   --smoke     a few films and steps, to see that every stage runs; its numbers mean nothing
 #
-# About 12 minutes on two CPU cores after installation. Run it again and finished stages are recognised, not repeated;
-# with another seed or an edited config, the stages that depend on it run anew. The launchers of stages 3 to 5 are those
+# About 12 minutes on two CPU cores after installation. Run it again and finished stages are recognised, not repeated,
+# and an interrupted one goes on; with another seed or an edited config, the stages that depend on it run anew. The launchers of stages 3 to 5 are those
 # that train a 7B student on GPUs: only the config and the paths differ (README.md).
 #
 # Research use only. The teachers are noise models with a name, not the products.
@@ -73,8 +73,9 @@ stage student -- "$PYTHON" -P -m data.phantom.student --out "$OUT/student" --see
 
 # 3. Learn: supervised fine-tuning on all teachers' trajectories pooled, right and wrong alike. The student comes out
 #    about as good as the teachers' average, and drifts as they do.
-stage learn -- env NPROC_PER_NODE=$RANKS bash SFT-Qwen2.5.sh configs/sft_phantom.yaml --model "$OUT/student" \
-    --dataset "$OUT/cohort/studies.jsonl" --output_dir "$OUT/learn" --seed "$SEED" --data_seed "$SEED" "${STEPS[@]}"
+stage learn --keep -- env NPROC_PER_NODE=$RANKS bash SFT-Qwen2.5.sh configs/sft_phantom.yaml --model "$OUT/student" \
+    --dataset "$OUT/cohort/studies.jsonl" --output_dir "$OUT/learn" --seed "$SEED" --data_seed "$SEED" \
+    --resume_from_checkpoint last "${STEPS[@]}"
 LEARN=$(newest learn)
 
 # 4. Compare: one consensus a film. The paper lets the learnt student read all seven trajectories and write it. A student
@@ -86,11 +87,11 @@ stage compare --keep -- bash scripts/compare.sh "$LEARN" "$OUT/cohort/studies.js
 
 # 5. Critique: APO. The consensus is preferred to all of a film's trajectories at once; the learnt student is the frozen
 #    reference; its log-probs are kept in OUT/reference and computed once, not once an epoch.
-stage critique --outputs "critique reference" -- env NPROC_PER_NODE=$RANKS \
+stage critique --keep --outputs "critique reference" -- env NPROC_PER_NODE=$RANKS \
     bash APO-Qwen2.5.sh configs/apo_phantom.yaml --model "$LEARN" \
     --model_kwargs "{\"apo_cache_dir\": \"$OUT/reference\"}" \
     --dataset "$OUT/compare/studies.jsonl" --image_root "$OUT/cohort" --output_dir "$OUT/critique" \
-    --seed "$SEED" --data_seed "$SEED" "${STEPS[@]}"
+    --seed "$SEED" --data_seed "$SEED" --resume_from_checkpoint last "${STEPS[@]}"
 CRITIQUE=$(newest critique)
 
 # 6. Evaluate: both students answer the held-out films, and everyone is scored on the same films: students, teachers,

@@ -618,13 +618,29 @@ def checkpoint(folder, model=None):
 
 def test_earlier_checkpoints_are_not_mixed_in(model, studies, tmp_path, ran):
     saved = checkpoint(tmp_path / "o/checkpoint-20", model)
-    with pytest.raises(UserError, match=f"holds checkpoint-20 of an earlier run; .*--resume_from_checkpoint {saved}"):
+    with pytest.raises(UserError, match="holds checkpoint-20 of an earlier run; .*--resume_from_checkpoint last"):
         run("sft", model, studies, tmp_path / "o")
     assert run("sft", model, studies, tmp_path / "o", "--resume_from_checkpoint", saved) == 0
     with pytest.raises(UserError, match="no trainer_state.json"):
         run("sft", model, studies, tmp_path / "o", "--resume_from_checkpoint", model)
     with pytest.raises(UserError, match="no such checkpoint"):
         run("sft", model, studies, tmp_path / "o", "--resume_from_checkpoint", tmp_path / "none")
+
+
+def test_last_begins_and_goes_on(model, studies, tmp_path, ran, capsys):
+    """One command for both, as queues that requeue a job need; a checkpoint that was cut off does not count."""
+    words = ("--resume_from_checkpoint", "last")
+    assert run("apo", model, studies, tmp_path / "o", *words) == 0
+    assert "resume_from_checkpoint" not in ran[-1].settings
+    assert "no checkpoint yet: begins at step 0" in capsys.readouterr().out
+    saved = checkpoint(tmp_path / "o/checkpoint-20", model)
+    shutil.copytree(saved, tmp_path / "o/checkpoint-30")
+    (tmp_path / "o/checkpoint-30/trainer_state.json").unlink()
+    assert run("apo", model, studies, tmp_path / "o", *words) == 0
+    used = ran[-1].settings
+    assert [used[name] for name in ("resume_from_checkpoint", "model")] == [str(saved)] * 2
+    assert used["ref_model"] == str(model)
+    assert "goes on from checkpoint-20" in capsys.readouterr().out
 
 
 def test_resuming_full_tuning_loads_the_checkpoints_weights(model, studies, tmp_path, ran, capsys):

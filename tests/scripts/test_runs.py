@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +84,18 @@ def test_a_resumed_run_is_the_uninterrupted_run(script, config, tuner, weights, 
     assert first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
     before = load_file(half / weights)
     assert not all(first[name].equal(before[name]) for name in first)
+
+
+def test_the_same_command_begins_goes_on_and_ends(world, tmp_path):
+    """`--resume_from_checkpoint last`, as a queue that requeues jobs gives it."""
+    out, words = tmp_path / "o", ("--model", world / "student", "--resume_from_checkpoint", "last")
+
+    def again():
+        return train("APO-Qwen2.5.sh", "apo_phantom.yaml", world, out, *words)
+
+    whole = again()
+    shutil.rmtree(out / "checkpoint-4")
+    assert again() == whole, "the log is kept up to step 2 and the two steps after it are trained anew"
+    saved = (out / "checkpoint-4/model.safetensors").stat().st_mtime_ns
+    assert again() == whole, "nothing is left to train"
+    assert (out / "checkpoint-4/model.safetensors").stat().st_mtime_ns == saved
