@@ -50,7 +50,7 @@ def read_table(path: Path, *, partial: bool = False) -> dict[str, frozenset[str]
             continue
         if len(syms) != len(boxes):
             problems.add(f"{where}: {len(syms)} labels for {len(boxes)} boxes; {REMEDY}")
-        if any(label not in LABELS for label in syms):
+        if not all(isinstance(label, str) and label in LABELS for label in syms):
             problems.add(f"{where}: a label is none of the ten; {REMEDY}")
         if name in found:
             problems.add(f"{where}: {name} comes twice; keep one")

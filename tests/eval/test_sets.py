@@ -152,6 +152,7 @@ def test_chestx_det10_takes_the_set_of_its_labels(tmp_path):
     [
         ([{"file_name": "1.png", "syms": ["Nodule"], "boxes": []}], "film 1: 1 labels for 0 boxes"),
         ([{"file_name": "1.png", "syms": ["Node"], "boxes": [[0, 0, 1, 1]]}], "film 1: a label is none of the ten"),
+        ([{"file_name": "1.png", "syms": [["Nodule"]], "boxes": [[0, 0, 1, 1]]}], "film 1: a label is none of the ten"),
         ([{"file_name": "1.png", "syms": [], "boxes": []}] * 2, "film 2: 1.png comes twice"),
         ([{"file_name": "1.png"}], "film 1: needs file_name, syms and boxes"),
         ({}, "not a list of films"),
