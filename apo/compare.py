@@ -230,6 +230,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"note: {args.strategy} needs no model; {args.checkpoint} is not used")
     root = root_of(args.studies, args.image_root)
     studies, chosen = selected(args, root)
+    if args.strategy in NEEDS_MODEL:
+        require_images(args.studies, [studies[k] for k in chosen], root, allow_outside=args.allow_outside)
     with claimed(args.out):
         if args.processes > 1:
             return run_side_by_side(args, sys.argv[1:] if argv is None else argv, root)
@@ -303,7 +305,6 @@ def run_side_by_side(args: argparse.Namespace, argv: Sequence[str], root: str) -
 
 def run_self(args, info: dict, studies: list[dict], root: str, failed: Counter) -> list[dict | None]:
     """The `self` strategy with the student of `info`; counts failed generations by reason in `failed`."""
-    require_images(args.studies, studies, root, allow_outside=args.allow_outside)
     device = args.device or default_device()
 
     def student():

@@ -94,6 +94,14 @@ def test_label_free_writes_every_study(studies, strategy, capsys):
     assert "N = 1): 1" in line and "1 empty, 1 refused" in line
 
 
+@pytest.mark.parametrize("more", [(), ("--processes", "2")])
+def test_a_missing_film_is_named_before_anything_is_made(studies, fake, more):
+    (studies.parent / "films/s2.png").unlink()
+    with pytest.raises(UserError, match="s2.*films/s2.png"):
+        run(studies, *more)
+    assert not (studies.parent / "made").exists() and not fake.asked
+
+
 def test_input_is_left_as_it_was(studies):
     before = studies.read_bytes()
     _, out = run(studies, "--strategy", "vote", checkpoint="-")
