@@ -15,6 +15,9 @@ Not in the paper, each off by default and there to be compared with it (docs/evi
   negative), L = 1/N sum_u softplus(r_u - r_+). The same as stock DPO on N pairs a study, behind one shared prefix.
 - `lengths` (`apo_length_normalised`): r = beta * (log pi(t|v,l) - log pi_ref(t|v,l)) / tokens of t. A reward is then
   some hundred times smaller: raise beta with it.
+- reference-free (`apo_reference_free`): r = beta * log pi(t|v,l), as if pi_ref gave every response the same probability
+  (as in CPO, Xu et al. 2024, arXiv 2401.08417). At beta 1 exp(-L) is then the policy's own probability of the consensus
+  among the study's N + 1 texts.
 - `weights` (row column `negative_weights`): negative u counts w_u times. In Plackett-Luce log w_u joins r_u inside the
   logsumexp, P = exp r_+ / (exp r_+ + sum_u w_u exp r_u); in `pairwise` the mean is weighted.
 """

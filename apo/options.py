@@ -28,6 +28,8 @@ class Options(NamedTuple):
     `one_look`: run a frozen vision tower once for policy and reference together.
     `cache_dir`: folder of reference log-probs (apo/reference_cache.py); what is in it is read. Empty: no cache.
     `length_normalised`: divide every reward by the tokens of its response (apo/loss.py). Not in the paper.
+    `reference_free`: rewards of the policy alone, as if the reference gave every response the same log-probability; it
+        is never asked (apo/loss.py). Not in the paper.
     `cache_only`: fill and verify `cache_dir` for all training and validation rows, then stop without training.
     """
 
@@ -39,6 +41,7 @@ class Options(NamedTuple):
     cache_dir: str = ""
     cache_only: bool = False
     length_normalised: bool = False
+    reference_free: bool = False
 
 
 def _boolean(text: str) -> bool:
@@ -77,6 +80,7 @@ PARSERS = {
     "cache_dir": str,
     "cache_only": _boolean,
     "length_normalised": _boolean,
+    "reference_free": _boolean,
 }
 
 
@@ -116,6 +120,8 @@ def resolve(environ: Mapping[str, str] | None = None) -> Options:
     resolved = Options(**values)
     if resolved.cache_only and not resolved.cache_dir:
         raise ValueError("apo_cache_only=true needs apo_cache_dir, the folder to fill")
+    if resolved.reference_free and resolved.cache_dir:
+        raise ValueError("apo_reference_free=true asks no reference; leave apo_cache_dir out")
     return resolved
 
 

@@ -111,7 +111,12 @@ class APOTrainer(EndsAtMaxSteps, DPOTrainer):
                     yield self.accelerator.unwrap_model(self.model)
 
     def _reference_sums(self, inputs: dict[str, Any], batch: group.Batch) -> torch.Tensor:
-        """[S] float64 log-probs of the responses under the reference, from the cache where they are in it."""
+        """[S] float64 log-probs of the responses under the reference, from the cache where they are in it.
+
+        Zeros if there is to be no reference: a constant of a study changes no probability among its responses.
+        """
+        if self.options.reference_free:
+            return torch.zeros(sum(batch.group_sizes), dtype=torch.float64, device=batch.index.device)
         if self.cache is None:
             with self._reference() as model:
                 return self._forward_logps(model, inputs, batch).sums

@@ -123,8 +123,11 @@ def drift_strata(
     }
 
 
-def training_curve(log: Sequence[dict], beta: float) -> dict[str, Any]:
-    """What a logging.jsonl says of a training (eval.report.read_log); {} without a step."""
+def training_curve(log: Sequence[dict], beta: float | None) -> dict[str, Any]:
+    """What a logging.jsonl says of a training (eval.report.read_log); {} without a step.
+
+    beta: turns rewards into nats from the reference; None: the rewards are not measured from one.
+    """
     steps = [row for row in log if "loss" in row]
     if not steps:
         return {}
@@ -146,7 +149,7 @@ def training_curve(log: Sequence[dict], beta: float) -> dict[str, Any]:
     }
     for name in ("chosen", "rejected"):
         reward = found["last"].get(f"rewards/{name}")
-        found[f"displacement_{name}"] = None if reward is None else reward / beta
+        found[f"displacement_{name}"] = None if reward is None or beta is None else reward / beta
     return found
 
 
@@ -288,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", required=True, type=Path, help="results.json of eval.phantom for these answers")
     parser.add_argument("--rewards", type=Path, help="rows of eval.rewards")
     parser.add_argument("--log", type=Path, help="logging.jsonl of the training")
-    parser.add_argument("--beta", type=float, default=1.0, help="of the training, to turn rewards into nats")
+    parser.add_argument("--beta", type=float, help="of the training, to turn rewards into nats from its reference")
     parser.add_argument("--trained-on", type=Path, help="study file whose consensus and trajectories were trained on")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)

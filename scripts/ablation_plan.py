@@ -160,7 +160,8 @@ def train_settings(place: Place, row: Row, studies: Path, start: Path) -> dict[s
     if row.launcher == "apo":
         # One folder for each reference, shared by the rows that start from it.
         cache = place.out / "reference" / checkpoints.fingerprint(start)[:16]
-        settings["model_kwargs"] = {"apo_cache_dir": str(cache), **settings.get("model_kwargs", {})}
+        given = settings.get("model_kwargs", {})
+        settings["model_kwargs"] = given if given.get("apo_reference_free") else {"apo_cache_dir": str(cache), **given}
     if settings.get("num_train_epochs") == EQUAL_FLOPS:
         critique = read_config("critique", ROOT / PHANTOM_CONFIGS["critique"])
         epochs, numbers = equal_epochs(
@@ -266,7 +267,9 @@ def scoring_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]:
         words = ["--studies", studies, "--answers", answers, "--results", results]
         if row.launcher != "none":
             words += ["--rewards", folder / "answer" / "rewards.jsonl", "--log", folder / "train" / "logging.jsonl"]
-            words += ["--beta", merged(row).get("beta", "1")]
+            # Rewards without a reference say nothing of how far a text moved from it.
+            free = row.settings.get("model_kwargs", {}).get("apo_reference_free")
+            words += [] if free else ["--beta", merged(row).get("beta", "1")]
             words += ["--trained-on", folder / "variant" / "studies.jsonl" if row.variant else studies]
         return [
             module(

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from apo.trainer import APOTrainer
 from tests.apo.cases import column, make_many_rows, train, write_rows
 
 ONE_STUDY = {"per_device_train_batch_size": 1, "max_steps": 4}
@@ -68,3 +69,15 @@ def test_length_normalised_rewards(rows, student_dir, tmp_path):
     short, _ = train(student_dir, path, tmp_path / "short", model_kwargs=kwargs, **ONE_STUDY)
     assert [log[0]["loss"] for log in (plain, short)] == pytest.approx([math.log(4)] * 2, abs=1e-6)
     assert 0 < abs(short[1]["rewards/chosen"]) < abs(plain[1]["rewards/chosen"]) / 3
+
+
+def test_without_a_reference_rewards_are_the_policys_own(rows, student_dir, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    kwargs = {"apo_reference_free": "true"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(APOTrainer, "_reference", None)  # it is never asked
+        logs, _ = train(student_dir, path, tmp_path / "free", beta=0.5, model_kwargs=kwargs, **ONE_STUDY)
+    for log in logs:
+        assert log["rewards/chosen"] == pytest.approx(0.5 * log["logps/chosen"], rel=1e-6)
+        assert log["rewards/rejected"] == pytest.approx(0.5 * log["logps/rejected"], rel=1e-6)
+    assert abs(logs[0]["loss"] - math.log(4)) > 0.1

@@ -178,6 +178,14 @@ def test_options_of_ours_join_the_cache(place):
     }
 
 
+def test_without_a_reference_there_is_no_cache_and_no_displacement(place):
+    run = Recorder()
+    row = read_row(ROOT / "configs/ablation/pl_content.yaml")
+    ablate.run_row(place, row, {}, run)
+    assert json.loads(flag(run.commands["pl_content.train"][0], "--model_kwargs")) == {"apo_reference_free": True}
+    assert "--beta" not in run.commands["pl_content.score"][1]
+
+
 def test_every_row_has_a_plan(place):
     all_rows = read_rows()
     for row in all_rows.values():
