@@ -54,7 +54,7 @@ def shared_stages(place: Place, row: Row) -> list[Stage]:
     out, sizes, seed = place.out, place.sizes, ("--seed", place.seed)
     films = ("--train", sizes.train, "--validate", sizes.validate, "--test", sizes.test)
     studies = out / "cohort" / "studies.jsonl"
-    taught = row.student == "taught"
+    taught, plain = row.student == "taught", row.student == "plain"
     base = out / "student"
     stages = [
         Stage(
@@ -81,10 +81,14 @@ def shared_stages(place: Place, row: Row) -> list[Stage]:
             ),
         ]
     learn = learn_name(row)
+    rewritten = out / "plain" / "studies.jsonl"
+    if plain:
+        words = (studies, "--out", rewritten, "--negatives", "consensus-style")
+        stages.append(Stage("plain", lambda: [module("data.variants", *words)], ["plain"]))
 
     def learn_command() -> list[Command]:
         if not taught:
-            return [launch(place, "sft", base, [studies], out / learn, {})]
+            return [launch(place, "sft", base, [rewritten if plain else studies], out / learn, {})]
         # Lessons once more among the films, so that the student keeps the ability that it was taught.
         rows = out / "lessons" / "rows.jsonl"
         start = checkpoints.latest(out / "teach")
@@ -115,11 +119,11 @@ LONG = {"max_length": "2048"}  # a prompt with seven readings in it
 
 
 def learn_name(row: Row) -> str:
-    return "learn-taught" if row.student == "taught" else "learn"
+    return f"learn-{row.student}" if row.student else "learn"
 
 
 def compare_name(row: Row) -> str:
-    return f"compare-{row.consensus}" + ("-taught" if row.student == "taught" else "")
+    return f"compare-{row.consensus}" + (f"-{row.student}" if row.student else "")
 
 
 def launch(

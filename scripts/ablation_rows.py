@@ -8,7 +8,8 @@ variant:   options of data.variants, {negatives: first-3, weights: error, learn_
 settings:  over the keys of configs/apo_phantom.yaml or configs/sft_phantom.yaml; `as_critique`: the former's value,
            `num_train_epochs: equal_flops` as many as cost what the critique costs (scripts/ablation_flops.py)
 after:     another row: this one starts from its trained student, which also speaks in the new consensus
-student:   taught: Learn starts from a student that was first taught to aggregate (scripts/aggregation.py)
+student:   taught: Learn starts from a student that was first taught to aggregate (scripts/aggregation.py);
+           plain: Learn reads the trajectories rewritten to the form of the consensus
 value:     number on the axis of the group's figure
 """
 
@@ -137,8 +138,8 @@ def _check(path: Path, row: Row) -> None:
         problem = "it is set by scripts/ablate.py" if name in OURS else name_problem(stage, str(name))
         if problem:
             raise UserError(f"{path}: settings: {name}; {problem}")
-    if row.student not in (None, "taught"):
-        raise UserError(f"{path}: student is {row.student!r}; write taught or leave it out")
+    if row.student not in (None, "taught", "plain"):
+        raise UserError(f"{path}: student is {row.student!r}; write taught or plain, or leave it out")
     if not isinstance(row.value, (int, float, type(None))):
         raise UserError(f"{path}: value {row.value!r}: must be a number")
 

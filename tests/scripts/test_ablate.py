@@ -159,6 +159,18 @@ def test_a_taught_student_has_stages_of_its_own(place):
     assert flag(run.commands["consensus_self.train"][0], "--model") == str(place.out / "learn-taught/checkpoint-3")
 
 
+def test_a_plain_student_learns_from_rewritten_trajectories(place):
+    run = Recorder()
+    ablate.run_row(place, read_row(ROOT / "configs/ablation/pl_content_reference.yaml"), {}, run)
+    assert run.ran[:5] == ["cohort", "student", "plain", "learn-plain", "compare-dawid_skene-plain"]
+    rewritten = str(place.out / "plain/studies.jsonl")
+    assert flag(run.commands["plain"][0], "--negatives") == "consensus-style"
+    assert flag(run.commands["plain"][0], "--out") == flag(run.commands["learn-plain"][0], "--dataset") == rewritten
+    start = str(place.out / "learn-plain/checkpoint-3")
+    assert flag(run.commands["pl_content_reference.train"][0], "--model") == start
+    assert run.commands["compare-dawid_skene-plain"][0][5] == str(place.out / "cohort/studies.jsonl"), "as they spoke"
+
+
 def test_smoke_runs_a_few_steps(place):
     run = Recorder()
     ablate.run_row(place._replace(sizes=ablate.SMOKE), read_row(ROOT / "configs/ablation/pl.yaml"), {}, run)

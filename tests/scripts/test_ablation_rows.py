@@ -72,7 +72,7 @@ def test_settings_lie_over_the_phantom_config():
         ({"variant": {"negative": "all"}}, "variant: unknown key negative"),
         ({"launcher": "none", "settings": {"beta": 1}}, "launcher none trains nothing"),
         ({"value": "x"}, "must be a number"),
-        ({"student": "clever"}, "write taught"),
+        ({"student": "clever"}, "write taught or plain"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_file(tmp_path, changes, message):
