@@ -9,6 +9,10 @@ and at N = 1 it is DPO's sigmoid loss. Its gradient is dL/dr_+ = -(1 - P) and dL
 trajectory is pushed down hardest. (`apo_zero` and `apo_down` in TRL are another method, Anchored Preference
 Optimization.)
 
+It is the ranking form of noise contrastive estimation (Ma and Collins 2018, arXiv 1809.01812) with the reference as
+noise: if consensus texts come from p(.|v,l) and trajectories from pi_ref(.|v,l), the optimum is
+pi = c(v,l) * pi_ref * (p / pi_ref)^(1 / beta). Nothing in the loss fixes c: all responses of a study may sink together.
+
 Not in the paper, each off by default and there to be compared with it (docs/evidence.md):
 
 - `pairwise` (`--loss_type pairwise`): the mean over a study's N negatives of DPO's loss of the pair (consensus,

@@ -119,3 +119,22 @@ def test_refuses(sizes, settings, message):
     logps = torch.zeros(5, dtype=torch.float64)
     with pytest.raises(ValueError, match=message):
         plackett_luce(logps, logps, sizes, **{"beta": 0.1, **settings})
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 2.0])
+def test_the_optimum_is_that_of_contrastive_estimation(beta):
+    """With negatives from the reference q and the consensus from p: pi = q (p / q)^(1 / beta), up to a factor."""
+    p, q = torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.2, 0.2, 0.6]).double()
+    outcomes = torch.cartesian_prod(*[torch.arange(3)] * 3)  # one consensus and two trajectories, every way
+    chances = p[outcomes[:, 0]] * q[outcomes[:, 1]] * q[outcomes[:, 2]]
+
+    def gradient(policy):
+        scores = policy.log().requires_grad_()
+        reference = q.log()[outcomes].flatten()
+        losses = plackett_luce(scores[outcomes].flatten(), reference, [3] * len(outcomes), beta=beta).losses
+        return torch.autograd.grad((chances * losses).sum(), scores)[0] / beta
+
+    optimum = q * (p / q) ** (1 / beta)
+    for factor in (1.0, 1e-3):
+        assert gradient(factor * optimum).abs().max() < 1e-7
+    assert gradient(q).abs().max() > 1e-2
