@@ -8,7 +8,10 @@ import numpy as np
 from scripts.ablation_rows import GROUPS, Row
 from scripts.ablation_tables import REFERENCE, TEACHER, Block, baselines, by_seed, dig, mean_of
 
-CURVES = ("pl", "pl_nll", "dpo_seven_pairs", "dpo_seven_pairs_nll", "pl_length", "pl_consensus_style")
+CURVES = (
+    *("pl", "pl_nll", "dpo_seven_pairs", "dpo_seven_pairs_nll", "pl_length"),
+    *("pl_consensus_style", "pl_content_reference", "pl_content_alone"),
+)
 # group -> (axis, log scale, where pl_nll stands on it)
 SWEEPS = {
     "beta": ("beta", True, ("training", "beta")),
@@ -72,7 +75,7 @@ def accuracy(block: Block, rows: dict[str, Row]) -> str | None:
         axis.legend(loc="lower left", frameon=False)
     axis.set_yticks(range(len(names)), names)
     axis.set_xlabel(
-        f"mean accuracy over the five findings, %, world {block.world}; mean and 95 % t interval over seeds"
+        f"accuracy over the five findings, %, world {block.world}\nmean over seeds, 95 % t interval; no bar: one seed"
     )
     axis.xaxis.label.set_size(8)
     return as_svg(figure)
@@ -84,7 +87,7 @@ def displacement(block: Block, rows: dict[str, Row]) -> str | None:
     panels = (("logps/chosen", "consensus"), ("logps/rejected", "negatives"))
     if not any(dig(line["metrics"], "training", "curve") for name in names for line in block.lines[name].values()):
         return None
-    figure, axes = new_figure(8, 3, 2)
+    figure, axes = new_figure(9.5, 3, 2)
     for axis, (key, label) in zip(axes, panels, strict=True):
         for number, name in enumerate(names):
             curves = [dig(line["metrics"], "training", "curve") or {} for line in block.lines[name].values()]
@@ -98,7 +101,9 @@ def displacement(block: Block, rows: dict[str, Row]) -> str | None:
         axis.axhline(0, color="0.8", lw=0.8, zorder=0)
         axis.set_title(f"{label}: log-probability, nats from the first step", fontsize=9)
         axis.set_xlabel("share of the training")
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[-1].legend(
+        *axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
+    )
     return as_svg(figure)
 
 
