@@ -10,15 +10,13 @@ import contextlib
 import json
 import os
 import re
-import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data import manifest
-from data.errors import UserError, refuse_below_one, run_cli
+from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
 from data.files import exclusive, sha256_file
 from data.phantom.teachers import WORLDS
 from data.records import did_you_mean
@@ -195,8 +193,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         show_list(args, rows)
         return 0
-    # As after Ctrl-C: stages.execute then ends the command that it waits for, and leaves no training behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with contextlib.ExitStack() as locks:
         for world in args.world:
             for seed in args.seed:
@@ -216,4 +212,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, GOES_ON)

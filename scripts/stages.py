@@ -28,7 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.errors import UserError, run_cli  # noqa: E402
+from data.errors import GOES_ON, UserError, run_cli  # noqa: E402
 from data.files import exclusive, write_atomic  # noqa: E402
 
 CONFIGS = (".yaml", ".yml", ".json")
@@ -113,7 +113,7 @@ def run_stage(
         start = time.monotonic()
         print(f"{title}: {readable(commands, out)}\n{' ' * len(title)}  log: {log}", flush=True)
         for i, command in enumerate(commands):
-            status = execute(command, log, title, start, append=i > 0)
+            status = execute(command, log, title, start, append=i > 0 or bool(resume))
             if status:
                 seconds = time.monotonic() - start
                 raise UserError(
@@ -247,4 +247,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, GOES_ON)

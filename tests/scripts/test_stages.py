@@ -1,0 +1,66 @@
+"""Stages of the quickstart and the ablation matrix: once each, and after an interruption on from where they were."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from scripts.plan import ROOT
+
+# Adds a line to work/lines a run; the first run then waits to be stopped.
+COMMAND = """
+import pathlib, sys, time
+lines = pathlib.Path("{out}/work/lines")
+lines.parent.mkdir(exist_ok=True)
+first = not lines.exists()
+with open(lines, "a") as file:
+    file.write("begun\\n")
+print("a line of the log", flush=True)
+time.sleep(60 if first and {stop} else 0)
+"""
+
+
+def words(out, *flags, stop=False):
+    command = [sys.executable, "-c", COMMAND.format(out=out, stop=stop)]
+    own = ["--out", out, "--chain", "work", "--stage", "work", *flags, "--", *command]
+    return [sys.executable, str(ROOT / "scripts/stages.py"), *map(str, own)]
+
+
+def run(*args, **kwargs):
+    return subprocess.run(words(*args, **kwargs), capture_output=True, text=True)
+
+
+def interrupt(out, *flags):
+    """Start a stage that waits, and end it as `kill` does; returns what it said."""
+    process = subprocess.Popen(words(out, *flags, stop=True), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not (out / "work/lines").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 143
+    return said
+
+
+@pytest.mark.parametrize(("flags", "begun"), [(["--keep"], 2), ([], 1)])
+def test_an_interrupted_stage_goes_on_or_begins_anew(tmp_path, flags, begun):
+    said = interrupt(tmp_path, *flags)
+    assert "interrupted; to go on, run the same command" in said
+    again = run(tmp_path, *flags, stop=True) if flags else run(tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert ("was interrupted, goes on" in again.stdout) == bool(flags)
+    assert (tmp_path / "work/lines").read_text() == "begun\n" * begun
+    log = (tmp_path / "logs/work.log").read_text()
+    assert log.count("\na line of the log") == begun, "the log of the first part is kept with its work"
+
+
+def test_a_finished_stage_is_not_repeated_and_a_changed_one_is(tmp_path):
+    assert run(tmp_path, "--keep").returncode == 0
+    again = run(tmp_path, "--keep")
+    assert "finished before" in again.stdout and (tmp_path / "work/lines").read_text() == "begun\n"
+    changed = run(tmp_path, "--keep", stop=0)
+    assert "runs again, its settings or an earlier stage changed" in changed.stdout
+    assert (tmp_path / "work/lines").read_text() == "begun\n", "what the earlier settings made is gone"
