@@ -81,14 +81,14 @@ def shared_stages(place: Place, row: Row) -> list[Stage]:
             ),
         ]
     learn = learn_name(row)
-    rewritten = out / "plain" / "studies.jsonl"
+    read = out / "plain" / "studies.jsonl" if plain else studies
     if plain:
-        words = (studies, "--out", rewritten, "--negatives", "consensus-style")
+        words = (studies, "--out", read, "--negatives", "consensus-style")
         stages.append(Stage("plain", lambda: [module("data.variants", *words)], ["plain"]))
 
     def learn_command() -> list[Command]:
         if not taught:
-            return [launch(place, "sft", base, [rewritten if plain else studies], out / learn, {})]
+            return [launch(place, "sft", base, [read], out / learn, {})]
         # Lessons once more among the films, so that the student keeps the ability that it was taught.
         rows = out / "lessons" / "rows.jsonl"
         start = checkpoints.latest(out / "teach")
@@ -126,6 +126,10 @@ def compare_name(row: Row) -> str:
     return f"compare-{row.consensus}" + (f"-{row.student}" if row.student else "")
 
 
+def reference_free(row: Row) -> bool:
+    return bool(row.settings.get("model_kwargs", {}).get("apo_reference_free"))
+
+
 def launch(
     place: Place,
     launcher: str,
@@ -161,11 +165,10 @@ def train_settings(place: Place, row: Row, studies: Path, start: Path) -> dict[s
         start: the checkpoint that it starts from, which is also its reference.
     """
     settings = dict(row.settings)
-    if row.launcher == "apo":
+    if row.launcher == "apo" and not reference_free(row):
         # One folder for each reference, shared by the rows that start from it.
         cache = place.out / "reference" / checkpoints.fingerprint(start)[:16]
-        given = settings.get("model_kwargs", {})
-        settings["model_kwargs"] = given if given.get("apo_reference_free") else {"apo_cache_dir": str(cache), **given}
+        settings["model_kwargs"] = {"apo_cache_dir": str(cache), **settings.get("model_kwargs", {})}
     if settings.get("num_train_epochs") == EQUAL_FLOPS:
         critique = read_config("critique", ROOT / PHANTOM_CONFIGS["critique"])
         epochs, numbers = equal_epochs(
@@ -272,8 +275,7 @@ def scoring_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]:
         if row.launcher != "none":
             words += ["--rewards", folder / "answer" / "rewards.jsonl", "--log", folder / "train" / "logging.jsonl"]
             # Rewards without a reference say nothing of how far a text moved from it.
-            free = row.settings.get("model_kwargs", {}).get("apo_reference_free")
-            words += [] if free else ["--beta", merged(row).get("beta", "1")]
+            words += [] if reference_free(row) else ["--beta", merged(row).get("beta", "1")]
             words += ["--trained-on", folder / "variant" / "studies.jsonl" if row.variant else studies]
         return [
             module(

@@ -98,7 +98,7 @@ def run_stage(
                 else "its settings or an earlier stage changed"
             )
             print(f"{title}: runs again, {why}", flush=True)
-        resume = keep and marker and marker["state"] == "running" and marker["fingerprint"] == now
+        resume = bool(keep and marker and marker["state"] == "running" and marker["fingerprint"] == now)
         if resume:
             print(f"{title}: was interrupted, goes on", flush=True)
         else:
@@ -113,7 +113,7 @@ def run_stage(
         start = time.monotonic()
         print(f"{title}: {readable(commands, out)}\n{' ' * len(title)}  log: {log}", flush=True)
         for i, command in enumerate(commands):
-            status = execute(command, log, title, start, append=i > 0 or bool(resume))
+            status = execute(command, log, title, start, append=i > 0 or resume)
             if status:
                 seconds = time.monotonic() - start
                 raise UserError(

@@ -87,6 +87,7 @@ def test_numbers(name, value, range_, world, monkeypatch):
         (["--model_kwargs", '{"apo_chunk_size": 0}'], "apo_chunk_size='0': expected a positive number"),
         (["--model_kwargs", '{"apo_chunk_size": "nan"}'], "apo_chunk_size='nan'"),
         (["--model_kwargs", '{"apo_layot": "rows"}'], "did you mean apo_layout"),
+        (["--model_kwargs", '{"apo_reference_free": true, "apo_cache_dir": "c"}'], "leave apo_cache_dir out"),
         (["--deepspeed", "zero9"], "deepspeed zero9: neither a file nor one of zero0, zero1"),
         (["--template", "llama3"], "template llama3: this project trains qwen2_vl, qwen2_5_vl, qwen3_vl"),
         (["--external_plugins", "none.py"], "external_plugins none.py: no such file"),

@@ -9,22 +9,26 @@ import pytest
 
 from scripts.plan import ROOT
 
-# Adds a line to work/lines a run; the first run then waits to be stopped.
+# Writes a line of the log, then one of the result; the first run of those that are to be stopped then waits.
 COMMAND = """
-import pathlib, sys, time
-lines = pathlib.Path("{out}/work/lines")
-lines.parent.mkdir(exist_ok=True)
-first = not lines.exists()
-with open(lines, "a") as file:
-    file.write("begun\\n")
+import pathlib, time
+made = pathlib.Path({made!r})
+made.parent.mkdir(exist_ok=True)
+first = not made.exists()
 print("a line of the log", flush=True)
+with open(made, "a") as file:
+    file.write("begun\\n")
 time.sleep(60 if first and {stop} else 0)
 """
 
 
+def result(out):
+    return out / "step" / "result"
+
+
 def words(out, *flags, stop=False):
-    command = [sys.executable, "-c", COMMAND.format(out=out, stop=stop)]
-    own = ["--out", out, "--chain", "work", "--stage", "work", *flags, "--", *command]
+    command = [sys.executable, "-c", COMMAND.format(made=str(result(out)), stop=stop)]
+    own = ["--out", out, "--chain", "step", "--stage", "step", *flags, "--", *command]
     return [sys.executable, str(ROOT / "scripts/stages.py"), *map(str, own)]
 
 
@@ -36,7 +40,7 @@ def interrupt(out, *flags):
     """Start a stage that waits, and end it as `kill` does; returns what it said."""
     process = subprocess.Popen(words(out, *flags, stop=True), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
-    while not (out / "work/lines").exists():
+    while not result(out).exists() or not result(out).read_text():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -52,15 +56,15 @@ def test_an_interrupted_stage_goes_on_or_begins_anew(tmp_path, flags, begun):
     again = run(tmp_path, *flags, stop=True) if flags else run(tmp_path)
     assert again.returncode == 0, again.stderr
     assert ("was interrupted, goes on" in again.stdout) == bool(flags)
-    assert (tmp_path / "work/lines").read_text() == "begun\n" * begun
-    log = (tmp_path / "logs/work.log").read_text()
+    assert result(tmp_path).read_text() == "begun\n" * begun
+    log = (tmp_path / "logs/step.log").read_text()
     assert log.count("\na line of the log") == begun, "the log of the first part is kept with its work"
 
 
 def test_a_finished_stage_is_not_repeated_and_a_changed_one_is(tmp_path):
     assert run(tmp_path, "--keep").returncode == 0
     again = run(tmp_path, "--keep")
-    assert "finished before" in again.stdout and (tmp_path / "work/lines").read_text() == "begun\n"
-    changed = run(tmp_path, "--keep", stop=0)
+    assert "finished before" in again.stdout and result(tmp_path).read_text() == "begun\n"
+    changed = run(tmp_path, "--keep", stop=0)  # the same, written otherwise
     assert "runs again, its settings or an earlier stage changed" in changed.stdout
-    assert (tmp_path / "work/lines").read_text() == "begun\n", "what the earlier settings made is gone"
+    assert result(tmp_path).read_text() == "begun\n", "what the earlier settings made is gone"
