@@ -1,4 +1,4 @@
-"""How many epochs of learning on the consensus cost as much as the critique, by the formulas of apo/flops.py."""
+"""How many epochs of a cheaper training cost as much as the critique with all trajectories, by apo/flops.py."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,29 +42,53 @@ def mean_lengths(student: Path, studies: Path, film: int) -> Lengths:
     )
 
 
-def costs(shape: Any, lengths: Lengths, epochs: float) -> dict[str, float]:
-    """FLOPs a study: of the whole critique of `epochs` (its reference computed once), and of one supervised epoch."""
+def costs(shape: Any, lengths: Lengths) -> tuple[float, float]:
+    """FLOPs a study of the critique: (one epoch of the policy, the reference's pass that is made once)."""
     from apo import flops
 
-    setup = flops.Setup(full=True, checkpointing=False, freeze_vit=False, freeze_aligner=False, element_bytes=4)
     number = round(lengths.trajectories)
     response = (lengths.consensus + lengths.trajectories * lengths.trajectory) / (lengths.trajectories + 1)
     study = flops.Study(round(lengths.prompt), round(lengths.film), round(response), number)
-    (critique,) = [way for way in flops.critique_ways(shape, study, setup) if way.name == "shared"]
+    (way,) = [way for way in flops.critique_ways(shape, study, _setup()) if way.name == "shared"]
+    return sum(way.policy), sum(way.reference)
+
+
+def supervised_cost(shape: Any, lengths: Lengths) -> float:
+    """FLOPs a study of one epoch of learning on the consensus alone."""
+    from apo import flops
+
     short = flops.Study(round(lengths.prompt), round(lengths.film), round(lengths.consensus), 1)
-    (learn,) = [way for way in flops.learn_ways(shape, short, setup) if way.name == "separate rows"]
-    return {
-        "critique": flops.training(critique, 1, epochs, cache=True),
-        "supervised_epoch": flops.training(learn, 1, 1.0),
-    }
+    (way,) = [way for way in flops.learn_ways(shape, short, _setup()) if way.name == "separate rows"]
+    return sum(way.policy)
 
 
-def equal_epochs(student: Path, studies: Path, epochs: float, max_pixels: int) -> tuple[int, dict[str, Any]]:
-    """(whole supervised epochs that cost what `epochs` of critique cost, the numbers behind it), at least 1."""
+def _setup() -> Any:
+    from apo import flops
+
+    return flops.Setup(full=True, checkpointing=False, freeze_vit=False, freeze_aligner=False, element_bytes=4)
+
+
+def equal_epochs(
+    student: Path, studies: Path, epochs: float, max_pixels: int, critique: Path | None = None
+) -> tuple[int, dict[str, Any]]:
+    """(whole epochs that cost what `epochs` of critique on `studies` cost, the numbers behind it), at least 1.
+
+    Args:
+        critique: the study file of a critique with other negatives, whose epochs are wanted; None for epochs of
+            learning on the consensus.
+    """
     from apo.shapes import PIXELS_A_TOKEN, folder_config, shape_of
 
-    lengths = mean_lengths(student, studies, max_pixels // PIXELS_A_TOKEN)
-    found = costs(shape_of(folder_config(student)), lengths, epochs)
-    ratio = found["critique"] / found["supervised_epoch"]
+    shape, film = shape_of(folder_config(student)), max_pixels // PIXELS_A_TOKEN
+    lengths = mean_lengths(student, studies, film)
+    epoch, once = costs(shape, lengths)
+    numbers: dict[str, Any] = {"critique": epochs * epoch + once, "lengths": lengths._asdict()}
+    if critique:
+        own = mean_lengths(student, critique, film)
+        numbers["own_epoch"], numbers["own_reference"] = costs(shape, own)
+        numbers["own_lengths"] = own._asdict()
+    else:
+        numbers["own_epoch"], numbers["own_reference"] = supervised_cost(shape, lengths), 0.0
+    ratio = (numbers["critique"] - numbers["own_reference"]) / numbers["own_epoch"]
     number = max(1, round(ratio))
-    return number, {**found, "lengths": lengths._asdict(), "ratio": ratio, "epochs": number}
+    return number, {**numbers, "ratio": ratio, "epochs": number}

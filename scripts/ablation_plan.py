@@ -157,11 +157,12 @@ def launch(
     return command
 
 
-def train_settings(place: Place, row: Row, studies: Path, start: Path) -> dict[str, Any]:
+def train_settings(place: Place, row: Row, studies: Path, own: Path, start: Path) -> dict[str, Any]:
     """The settings that a row passes to its launcher, `equal_flops` turned into a number of epochs.
 
     Args:
         studies: the study file with the row's consensus and all trajectories.
+        own: the one that the row trains on, `studies` or a variant of it.
         start: the checkpoint that it starts from, which is also its reference.
     """
     settings = dict(row.settings)
@@ -171,9 +172,8 @@ def train_settings(place: Place, row: Row, studies: Path, start: Path) -> dict[s
         settings["model_kwargs"] = {"apo_cache_dir": str(cache), **settings.get("model_kwargs", {})}
     if settings.get("num_train_epochs") == EQUAL_FLOPS:
         critique = read_config("critique", ROOT / PHANTOM_CONFIGS["critique"])
-        epochs, numbers = equal_epochs(
-            place.out / "student", studies, float(critique["num_train_epochs"]), int(critique["max_pixels"])
-        )
+        whole = (studies, float(critique["num_train_epochs"]), int(critique["max_pixels"]))
+        epochs, numbers = equal_epochs(place.out / "student", *whole, own if row.launcher == "apo" else None)
         write_atomic(place.row(row.name) / "equal_flops.json", json.dumps(numbers, indent=2) + "\n")
         settings["num_train_epochs"] = epochs
     return settings
@@ -245,7 +245,7 @@ def training_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]
 
     def train() -> list[Command]:
         start = start_of(place, row, rows)
-        settings = train_settings(place, row, compared(place, row), start)
+        settings = train_settings(place, row, compared(place, row), studies, start)
         return [launch(place, row.launcher, start, [studies], folder / "train", settings, base_config(row))]
 
     stages.append(Stage(f"{name}.train", train, [f"rows/{name}/train"], keep=True))

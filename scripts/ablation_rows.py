@@ -6,7 +6,8 @@ launcher:  apo, sft, or none (the learnt student as it is)
 consensus: strategy of scripts/compare.sh
 variant:   options of data.variants, {negatives: first-3, weights: error, learn_consensus: true}
 settings:  over the keys of configs/apo_phantom.yaml or configs/sft_phantom.yaml; `as_critique`: the former's value,
-           `num_train_epochs: equal_flops` as many as cost what the critique costs (scripts/ablation_flops.py)
+           `num_train_epochs: equal_flops` as many as cost what the critique with all trajectories costs
+           (scripts/ablation_flops.py)
 after:     another row: this one starts from its trained student, which also speaks in the new consensus
 student:   taught: Learn starts from a student that was first taught to aggregate (scripts/aggregation.py);
            plain: Learn reads the trajectories rewritten to the form of the consensus

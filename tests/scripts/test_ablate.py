@@ -183,11 +183,28 @@ def test_options_of_ours_join_the_cache(place):
     start = place.out / "checkpoint-1"
     start.mkdir(parents=True)
     (start / "made-by").write_text("learn")
-    settings = train_settings(place, row, place.out / "x", start)
+    settings = train_settings(place, row, place.out / "x", place.out / "x", start)
     assert settings["model_kwargs"] == {
         "apo_cache_dir": str(place.out / "reference/learn"),
         "apo_length_normalised": True,
     }
+
+
+@pytest.mark.parametrize(("name", "own"), [("n1_flops", True), ("sft_consensus_flops", False)])
+def test_equal_flops_are_counted_on_what_the_row_trains_on(place, monkeypatch, name, own):
+    asked = []
+
+    def counted(student, studies, epochs, max_pixels, critique=None):
+        asked.append((student, studies, epochs, critique))
+        return 27, {}
+
+    monkeypatch.setattr("scripts.ablation_plan.equal_epochs", counted)
+    run = Recorder()
+    ablate.run_row(place, read_row(ROOT / f"configs/ablation/{name}.yaml"), {}, run)
+    assert flag(run.commands[f"{name}.train"][0], "--num_train_epochs") == "27"
+    variant = place.row(name) / "variant/studies.jsonl"
+    whole = place.out / "compare-dawid_skene/studies.jsonl"
+    assert asked == [(place.out / "student", whole, 10.0, variant if own else None)]
 
 
 def test_without_a_reference_there_is_no_cache_and_no_displacement(place):

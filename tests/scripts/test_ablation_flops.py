@@ -1,40 +1,66 @@
+import json
+
 import pytest
 
 from apo import flops
 from apo.shapes import Shape
 from data.records import write_studies
-from scripts.ablation_flops import Lengths, costs, mean_lengths
+from scripts.ablation_flops import Lengths, costs, equal_epochs, mean_lengths, supervised_cost
 from tests.eval.cases import study, trajectory
 
 TINY = Shape(128, 3, 4, 128, 64, 256, 2048, 96, 3, 256, 1176, 64, 1)
 
 
-def test_the_critique_counts_its_reference_once():
-    lengths = Lengths(60, 16, 20, 50, 7)
-    one, three = (costs(TINY, lengths, epochs)["critique"] for epochs in (1.0, 3.0))
+def test_a_critique_costs_its_policy_each_epoch_and_its_reference_once():
+    epoch, once = costs(TINY, Lengths(60, 16, 20, 50, 7))
     setup = flops.Setup(full=True, checkpointing=False, freeze_vit=False, freeze_aligner=False)
     (way,) = [w for w in flops.critique_ways(TINY, flops.Study(60, 16, 46, 7), setup) if w.name == "shared"]
-    assert three - one == pytest.approx(2 * sum(way.policy))
-    assert one == pytest.approx(way.total)
+    assert (epoch, once) == (pytest.approx(sum(way.policy)), pytest.approx(sum(way.reference)))
 
 
 def test_equal_epochs_follow_the_number_and_length_of_the_trajectories():
-    def ratio(*lengths):
-        found = costs(TINY, Lengths(*lengths), 3.0)
-        return found["critique"] / found["supervised_epoch"]
+    def ratio(*numbers):
+        lengths = Lengths(*numbers)
+        epoch, once = costs(TINY, lengths)
+        return (3 * epoch + once) / supervised_cost(TINY, lengths)
 
     assert ratio(60, 16, 20, 50, 1) < ratio(60, 16, 20, 50, 7) < ratio(60, 16, 20, 100, 7)
     assert 9 < ratio(63, 16, 22, 54, 7) < 20
 
 
-def test_lengths_are_those_of_the_training_studies(tmp_path):
+def test_fewer_negatives_have_more_epochs_for_the_same_flops(tmp_path):
+    word_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
+
+    def write(name, teachers):
+        trajectories = [trajectory(teacher, "one two three four") for teacher in "abcdefg"[:teachers]]
+        write_studies(tmp_path / name, [study(0, {}, trajectories, split="train", consensus="a b")])
+        return tmp_path / name
+
+    seven, one = write("seven.jsonl", 7), write("one.jsonl", 1)
+    same, numbers = equal_epochs(tmp_path, seven, 10.0, 12544, seven)
+    assert same == 10 and numbers["ratio"] == pytest.approx(10)
+    more, numbers = equal_epochs(tmp_path, seven, 10.0, 12544, one)
+    assert numbers["own_lengths"]["trajectories"] == 1 and numbers["lengths"]["trajectories"] == 7
+    spent = numbers["own_reference"] + numbers["ratio"] * numbers["own_epoch"]
+    assert spent == pytest.approx(numbers["critique"])
+    most, _ = equal_epochs(tmp_path, seven, 10.0, 12544)
+    assert 10 < more < most
+
+
+def word_tokenizer(folder):
+    """A tokenizer.json in `folder` that counts words."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
 
     tokenizer = Tokenizer(WordLevel({"x": 0}, unk_token="x"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def test_lengths_are_those_of_the_training_studies(tmp_path):
+    word_tokenizer(tmp_path)
     studies = [
         study(
             0, {}, [trajectory("a", "one two three"), trajectory("b", "one", "refused")], split="train", consensus="a b"
