@@ -62,6 +62,9 @@ class APOTrainer(EndsAtMaxSteps, DPOTrainer):
         if self.groups:
             check_arguments(args, template)
             self.options = options.resolve()
+            if self.options.reference_free and ref_model is not None:
+                ref_model.to("meta")  # ms-swift loads a copy for full fine-tuning and holds on to it: its memory goes
+                ref_model = None
         super().__init__(model, ref_model, *_args, **kwargs)
         if self.groups:
             self.attention = settle_attention(self._models(), self.options)
@@ -85,9 +88,13 @@ class APOTrainer(EndsAtMaxSteps, DPOTrainer):
 
     def _settle_vision(self) -> None:
         towers = [getattr(model, "visual", None) for model in self._models()]
-        shareable = self.options.one_look and all(tower is not None and is_frozen(tower) for tower in towers)
+        shareable = self.options.one_look and not self.options.reference_free
+        shareable = shareable and all(tower is not None and is_frozen(tower) for tower in towers)
         shareable = shareable and not self.ref_adapter_name and all(same_weights(towers[0], t) for t in towers[1:])
         self.shared_towers = towers if shareable else []
+        if self.options.reference_free:
+            logger.info("APO: no reference; the vision tower runs for the policy alone")
+            return
         logger.info(
             "APO: the vision tower is frozen and runs once for policy and reference"
             if shareable

@@ -196,6 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--check", action="store_true", help="write nothing; status 1 if the document is not up to date"
     )
     args = parser.parse_args(argv)
+    if not args.ledger.is_file():
+        raise UserError(f"{args.ledger}: no such ledger; name one, or make it with `bash scripts/ablate.sh`")
     rows = read_rows()
     found, left = blocks(ledger.read(args.ledger).values(), rows)
     folder = args.figures or args.ledger.parent

@@ -278,6 +278,11 @@ def check_resume(plan: Plan) -> None:
     if not plan.settings.get("resume_from_checkpoint"):
         return
     resumed = Path(str(plan.settings["resume_from_checkpoint"])).expanduser()
+    if not resumed.exists():
+        raise UserError(
+            f"resume_from_checkpoint {resumed}: no such folder; give a checkpoint-N folder, or {RESUME_LAST} for the "
+            "newest of output_dir"
+        )
     problem = checkpoints.cut_off(resumed) if resumed.is_dir() else None
     if problem:
         whole = checkpoints.latest_whole(resumed.parent)

@@ -73,11 +73,21 @@ def test_length_normalised_rewards(rows, student_dir, tmp_path):
 
 def test_without_a_reference_rewards_are_the_policys_own(rows, student_dir, tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    kwargs = {"apo_reference_free": "true"}
+    kwargs, made, seen = {"apo_reference_free": "true"}, APOTrainer.__init__, []
+
+    def spy(self, model=None, ref_model=None, *args, **more):
+        made(self, model, ref_model, *args, **more)
+        seen.append((ref_model, self.ref_model))
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(APOTrainer, "_reference", None)  # it is never asked
-        logs, _ = train(student_dir, path, tmp_path / "free", beta=0.5, model_kwargs=kwargs, **ONE_STUDY)
+        patch.setattr(APOTrainer, "__init__", spy)
+        logs, _ = train(
+            student_dir, path, tmp_path / "free", beta=0.5, tuner_type="full", model_kwargs=kwargs, **ONE_STUDY
+        )
     for log in logs:
         assert log["rewards/chosen"] == pytest.approx(0.5 * log["logps/chosen"], rel=1e-6)
         assert log["rewards/rejected"] == pytest.approx(0.5 * log["logps/rejected"], rel=1e-6)
     assert abs(logs[0]["loss"] - math.log(4)) > 0.1
+    ((loaded, kept),) = seen
+    assert kept is None and all(p.is_meta for p in loaded.parameters()), "ms-swift's copy takes no memory"

@@ -95,7 +95,7 @@ def test_numbers(name, value, range_, world, monkeypatch):
         (["--dataset", "films"], "films: is a folder; name a file"),
         (["--output_dir", "studies.jsonl"], "output_dir studies.jsonl: .*studies.jsonl is not a folder"),
         (["--output_dir", "studies.jsonl/run"], "is not a folder; choose another"),
-        (["--resume_from_checkpoint", "none"], "none: no such checkpoint"),
+        (["--resume_from_checkpoint", "none"], "none: no such folder"),
         (["--effective_batch_size", "3", "--per_device_train_batch_size", "2"], "the nearest that fit: 2, 4"),
         (["more"], "'more' belongs to no flag|is no .yaml file"),
     ],

@@ -101,6 +101,8 @@ def test_holm_over_the_rows_of_a_block():
 
 
 def write(folder, lines):
+    (folder / "results").mkdir()
+    (folder / "results" / "l.jsonl").touch()
     for one in lines:
         append_jsonl(folder / "results" / "l.jsonl", one)
     (folder / "evidence.md").write_text(f"Head\n\n{BEGIN}\nold\n{END}\n\nTail\n")
@@ -129,6 +131,15 @@ def test_an_empty_ledger_says_so(tmp_path):
     words = write(tmp_path, [])
     main(words)
     assert NOTHING in (tmp_path / "evidence.md").read_text()
+
+
+def test_a_ledger_that_is_not_there_is_refused(tmp_path):
+    words = write(tmp_path, [])
+    before = (tmp_path / "evidence.md").read_text()
+    (tmp_path / "results" / "l.jsonl").unlink()
+    with pytest.raises(UserError, match=r"l\.jsonl: no such ledger; .*scripts/ablate\.sh"):
+        main(words)
+    assert (tmp_path / "evidence.md").read_text() == before
 
 
 def test_lines_left_out_are_counted(tmp_path):

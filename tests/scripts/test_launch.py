@@ -623,7 +623,7 @@ def test_earlier_checkpoints_are_not_mixed_in(model, studies, tmp_path, ran):
     assert run("sft", model, studies, tmp_path / "o", "--resume_from_checkpoint", saved) == 0
     with pytest.raises(UserError, match="no trainer_state.json"):
         run("sft", model, studies, tmp_path / "o", "--resume_from_checkpoint", model)
-    with pytest.raises(UserError, match="no such checkpoint"):
+    with pytest.raises(UserError, match="none: no such folder; .*or last for the newest"):
         run("sft", model, studies, tmp_path / "o", "--resume_from_checkpoint", tmp_path / "none")
 
 
