@@ -54,6 +54,22 @@ def latest(folder) -> Path:
     return folder / f"checkpoint-{max(steps)}"
 
 
+def best(folder) -> Path:
+    """The `checkpoint-N` of an ms-swift output folder that its training called the best: of the lowest loss on the
+    validation rows, unless it was told otherwise.
+
+    Raises UserError as `latest` does, and when the training did not evaluate or the best checkpoint is gone.
+    """
+    newest = latest(folder)
+    named = _json(newest / "trainer_state.json").get("best_model_checkpoint")
+    if not named:
+        raise UserError(f"{newest}: its training chose no best checkpoint; train with --eval_strategy epoch")
+    found = newest.parent / Path(named).name  # the folder may have been moved since
+    if not found.is_dir():
+        raise UserError(f"{found}: the best checkpoint is gone; train with --save_total_limit 2 or more")
+    return found
+
+
 def cut_off(checkpoint) -> str | None:
     """How one sees that the saving of a `checkpoint-N` was cut off (a kill, a full disk), or None if it was not.
 

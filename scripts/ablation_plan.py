@@ -180,7 +180,9 @@ def train_settings(place: Place, row: Row, studies: Path, own: Path, start: Path
 
 
 def trained(place: Place, row: Row) -> Path:
-    """The row's student: its trained checkpoint, or the learnt one where the row trains nothing."""
+    """The row's student: its trained checkpoint, or the learnt one where the row trains nothing and takes none."""
+    if row.best_of:
+        return checkpoints.best(place.row(row.best_of) / "train")
     folder = place.out / learn_name(row) if row.launcher == "none" else place.row(row.name) / "train"
     return checkpoints.latest(folder)
 

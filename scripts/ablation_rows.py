@@ -2,13 +2,14 @@
 
 question:  what the row tests, one line for the table
 group:     the block of the table it stands in (GROUPS)
-launcher:  apo, sft, or none (the learnt student as it is)
+launcher:  apo, sft, or none (the learnt student as it is, or another row's as in best_of)
 consensus: strategy of scripts/compare.sh
 variant:   options of data.variants, {negatives: first-3, weights: error, learn_consensus: true}
 settings:  over the keys of configs/apo_phantom.yaml or configs/sft_phantom.yaml; `as_critique`: the former's value,
            `num_train_epochs: equal_flops` as many as cost what the critique with all trajectories costs
            (scripts/ablation_flops.py)
 after:     another row: this one starts from its trained student, which also speaks in the new consensus
+best_of:   another row, whose checkpoint of the lowest loss on the validation films answers instead of its last one
 student:   taught: Learn starts from a student that was first taught to aggregate (scripts/aggregation.py);
            plain: Learn reads the trajectories rewritten to the form of the consensus
 value:     number on the axis of the group's figure
@@ -33,7 +34,7 @@ from scripts.settings import as_words, name_problem, read_config
 FOLDER = ROOT / "configs" / "ablation"
 LAUNCHERS = ("apo", "sft", "none")
 GROUPS = ("main", "objective", "negatives", "consensus", "beta", "learning rate", "N", "rounds")
-KEYS = ("question", "group", "launcher", "consensus", "variant", "settings", "after", "student", "value")
+KEYS = ("question", "group", "launcher", "consensus", "variant", "settings", "after", "best_of", "student", "value")
 VARIANT = ("negatives", "weights", "learn_consensus")
 EQUAL_FLOPS = "equal_flops"
 AS_CRITIQUE = "as_critique"  # in settings: the value that configs/apo_phantom.yaml has
@@ -54,6 +55,7 @@ class Row(NamedTuple):
     variant: dict[str, Any]
     settings: dict[str, Any]
     after: str | None
+    best_of: str | None
     student: str | None
     value: float | None
 
@@ -91,6 +93,7 @@ def read_row(path: Path) -> Row:
         _mapping(path, loaded, "variant"),
         _mapping(path, loaded, "settings"),
         loaded.get("after"),
+        loaded.get("best_of"),
         loaded.get("student"),
         loaded.get("value"),
     )
@@ -134,6 +137,8 @@ def _check(path: Path, row: Row) -> None:
         if row.settings or row.variant or row.after:
             raise UserError(f"{path}: launcher none trains nothing; take settings, variant and after out")
         return
+    if row.best_of:
+        raise UserError(f"{path}: best_of takes another row's student; write launcher none, or take it out")
     stage = STAGES[row.launcher]
     for name in row.settings:
         problem = "it is set by scripts/ablate.py" if name in OURS else name_problem(stage, str(name))
@@ -162,19 +167,19 @@ def read_rows(paths: Sequence[Path] = ()) -> dict[str, Row]:
 
 
 def find_row(name: str, rows: dict[str, Row]) -> Row:
-    """The row of an `after`: among the given ones, or in configs/ablation/."""
+    """The row of an `after` or `best_of`: among the given ones, or in configs/ablation/."""
     return rows.get(name) or read_row(FOLDER / f"{name}.yaml")
 
 
 def before(row: Row, rows: dict[str, Row]) -> list[Row]:
     """The rows that `row` starts from, first to last."""
     found: list[Row] = []
-    while row.after:
-        row = find_row(row.after, rows)
+    while name := row.after or row.best_of:
+        key, row = ("after" if row.after else "best_of"), find_row(name, rows)
         if row in found:
-            raise UserError(f"configs/ablation/{row.name}.yaml: after comes back to itself")
-        if row.launcher != "apo":
-            raise UserError(f"configs/ablation/{row.name}.yaml: is no row of the apo launcher; name one in after")
+            raise UserError(f"configs/ablation/{row.name}.yaml: {key} comes back to itself")
+        if row.launcher == "none":
+            raise UserError(f"configs/ablation/{row.name}.yaml: trains nothing; name a row that does in {key}")
         found.insert(0, row)
     return found
 
@@ -199,7 +204,9 @@ def words(settings: dict[str, Any]) -> dict[str, Any]:
 def resolved(row: Row, sizes: Sizes, rows: dict[str, Row]) -> dict[str, Any]:
     """All that decides a row's numbers besides world, seed and code, as JSON."""
     learn = read_config("learn", ROOT / PHANTOM_CONFIGS["learn"])
+    best = {"best_of": row.best_of} if row.best_of else {}  # a key of its own, so that other rows keep their hash
     return {
+        **best,
         "films": sizes._asdict(),
         "learn": {k: v for k, v in learn.items() if k not in OURS},
         "student": row.student,
@@ -208,7 +215,7 @@ def resolved(row: Row, sizes: Sizes, rows: dict[str, Row]) -> dict[str, Any]:
         "variant": row.variant,
         "launcher": row.launcher,
         "training": merged(row),
-        "after": [resolved(one._replace(after=None), sizes, rows) for one in before(row, rows)],
+        "after": [resolved(one._replace(after=None, best_of=None), sizes, rows) for one in before(row, rows)],
     }
 
 

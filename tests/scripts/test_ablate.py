@@ -126,6 +126,35 @@ def test_a_row_without_training_scores_the_learnt_student(place):
     assert str(place.out / "learn/checkpoint-3") in run.commands["learn.answer"][0]
 
 
+def test_the_best_checkpoint_of_another_row_answers(place):
+    run = Recorder()
+    all_rows = read_rows()
+    state = place.row("sft_consensus_flops") / "train/checkpoint-3/trainer_state.json"
+    best = state.parent.parent / "checkpoint-2"
+    best.mkdir(parents=True)
+    state.parent.mkdir()
+    state.write_text(json.dumps({"best_model_checkpoint": f"elsewhere/{best.name}"}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scripts.ablation_plan.equal_epochs", lambda *_: (37, {}))
+        ablate.run_row(place, all_rows["sft_consensus_flops_best"], all_rows, run)
+    own = ["sft_consensus_flops_best.answer", "sft_consensus_flops_best.score"]
+    assert run.ran[-3:] == ["sft_consensus_flops.train", *own], "the other row's training, shared, and no other"
+    (answer,) = run.commands[own[0]]
+    assert str(best) in answer and str(state.parent) not in answer
+
+
+def test_a_second_round_of_learning_on_the_consensus(place):
+    run = Recorder()
+    all_rows = read_rows()
+    ablate.run_row(place, all_rows["two_rounds_sft"], all_rows, run)
+    (train,) = run.commands["two_rounds_sft.train"]
+    assert str(ROOT / "SFT-Qwen2.5.sh") in train
+    assert flag(train, "--model") == str(place.out / "rows/sft_consensus_samples/train/checkpoint-3")
+    assert flag(train, "--dataset") == str(place.out / "rows/two_rounds_sft/variant/studies.jsonl")
+    variant = run.commands["two_rounds_sft.variant"][0]
+    assert str(place.out / "rows/two_rounds_sft/compare/studies.jsonl") in variant, "of the new consensus"
+
+
 def test_a_second_round_starts_from_the_first(place):
     run = Recorder()
     all_rows = read_rows()

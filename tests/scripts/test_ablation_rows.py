@@ -72,6 +72,7 @@ def test_settings_lie_over_the_phantom_config():
         ({"variant": {"negative": "all"}}, "variant: unknown key negative"),
         ({"launcher": "none", "settings": {"beta": 1}}, "launcher none trains nothing"),
         ({"value": "x"}, "must be a number"),
+        ({"best_of": "pl"}, "best_of takes another row's student; write launcher none"),
         ({"student": "clever"}, "write taught or plain"),
     ],
 )
@@ -106,8 +107,17 @@ def test_after(tmp_path):
     loop = read_rows([write(tmp_path, "a", after="b"), write(tmp_path, "b", after="a")])
     with pytest.raises(UserError, match="comes back to itself"):
         before(loop["a"], loop)
-    with pytest.raises(UserError, match="is no row of the apo launcher"):
+    with pytest.raises(UserError, match="learn.yaml: trains nothing; name a row that does in after"):
         before(read_row(write(tmp_path, "c", after="learn")), rows)
+
+
+def test_best_of(tmp_path):
+    rows = read_rows()
+    assert [row.name for row in before(rows["two_rounds_n1_best"], rows)] == ["n1", "two_rounds_n1"]
+    best, last = (resolved(rows[name], Sizes(), rows) for name in ("pl_nll_best", "pl_nll"))
+    assert best["best_of"] == "pl_nll" and "best_of" not in last
+    with pytest.raises(UserError, match="learn.yaml: trains nothing; name a row that does in best_of"):
+        before(read_row(write(tmp_path, "c", launcher="none", best_of="learn", settings=None)), rows)
 
 
 def test_as_critique_takes_the_value_of_the_critiques_config(tmp_path):
