@@ -36,7 +36,7 @@ from data import manifest
 from data.errors import UserError, run_cli
 from data.files import read_jsonl
 from data.findings import FIVE, read_findings, summarise
-from data.records import read_studies, write_studies
+from data.records import PLACEHOLDER, read_studies, write_studies
 from data.rows import ok_trajectories
 
 SPLITS = ("train", "validate")
@@ -197,29 +197,36 @@ def learn_consensus(studies: Sequence[dict]) -> Counter:
 
 
 def add_voice(studies: Sequence[dict], name: str, paths: Sequence[Path]) -> Counter:
-    """Add a student's answers (rows {"id", "text"} of eval.predict) as trajectories of `name`, in place.
+    """Add a student's answers as trajectories of `name`, in place.
 
-    Studies without an answer get none and are counted. Raises UserError for a name that is taken, an unknown id, or two
-    answers to one study.
+    Studies without an answer get none and are counted. An answer that was cut off is "truncated", one without words or
+    with a special token in it "empty": it is not heard, and counted. Raises UserError for a name that is taken, an
+    unknown id, or two answers to one study.
+
+    Args:
+        paths: files of eval.predict, rows {"id", "text", "finish_reason"}.
     """
-    answers: dict[str, str] = {}
+    answers: dict[str, dict] = {}
     known = {study["id"] for study in studies}
     for path in paths:
         for line, row in read_jsonl(path):
             if row["id"] not in known or row["id"] in answers:
                 what = "is answered twice" if row["id"] in answers else "is not in the file of studies"
                 raise UserError(f"{path}:{line}: study {row['id']!r} {what}; check the files")
-            answers[row["id"]] = row["text"]
+            answers[row["id"]] = row
     counts: Counter = Counter()
     for study in studies:
         if any(one["teacher"] == name for one in study["trajectories"]):
             raise UserError(f"study {study['id']!r}: has a trajectory of {name!r}; choose another name")
-        text = answers.get(study["id"])
-        if text is None:
+        answer = answers.get(study["id"])
+        if answer is None:
             counts["studies without an answer"] += 1
             continue
-        study["trajectories"].append({"teacher": name, "text": text, "status": "ok" if text.strip() else "empty"})
-        counts[f"answers of {name} added"] += 1
+        text, status = answer["text"], "truncated" if answer.get("finish_reason") == "length" else "ok"
+        if not text.strip() or PLACEHOLDER.search(text):
+            text, status = "", "empty"
+        study["trajectories"].append({"teacher": name, "text": text, "status": status})
+        counts[f"answers of {name} added" if status == "ok" else f"answers of {name} not heard: {status}"] += 1
     return counts
 
 

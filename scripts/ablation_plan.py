@@ -5,7 +5,6 @@ NAME.variant, NAME.train, NAME.answer and NAME.score, with their files in rows/N
 """
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +15,9 @@ from data.records import SPLITS
 from scripts.ablation_flops import equal_epochs
 from scripts.ablation_rows import ANSWER, EQUAL_FLOPS, Row, Sizes, base_config, before, merged, words
 from scripts.plan import PHANTOM_CONFIGS, ROOT
+from scripts.second_round import Command, compare_commands, module, voice_commands
 from scripts.settings import Value, read_config
 
-Command = list[str]
 VOICE = "student"  # the critiqued student among the teachers of a second round
 
 
@@ -43,10 +42,6 @@ class Stage(NamedTuple):
     commands: Callable[[], list[Command]]
     outputs: list[str]
     keep: bool = False
-
-
-def module(name: str, *rest: object) -> Command:
-    return [sys.executable, "-P", "-m", name, *map(str, rest)]
 
 
 def shared_stages(place: Place, row: Row) -> list[Stage]:
@@ -210,21 +205,12 @@ def training_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]
 
         def second_round() -> list[Command]:
             start, first = start_of(place, row, rows), place.out / compare_name(row) / "studies.jsonl"
-            read = ("--studies", first, "--image-root", place.out / "cohort", *ANSWER)
-            answers = [
-                module("eval.predict", start, *read, "--split", split, "--out", voice / f"{split}.jsonl")
-                for split in SPLITS
-            ]
-            heard = [word for split in SPLITS for word in ("--add-voice", f"{VOICE}={voice / split}.jsonl")]
-            return [*answers, module("data.variants", first, "--out", voice / "studies.jsonl", *heard)]
+            return voice_commands(start, first, place.out / "cohort", voice, VOICE, ANSWER, SPLITS)
 
         def compare_again() -> list[Command]:
-            heard, again = voice / "studies.jsonl", folder / "compare" / "with-voice.jsonl"
-            return [
-                module("apo.compare", "-", heard, "--strategy", row.consensus, "--out", again)
-                + ["--image-root", str(place.out / "cohort")],
-                module("data.variants", again, "--out", compared(place, row), "--drop-voice", VOICE),
-            ]
+            made = (folder / "compare" / "with-voice.jsonl", compared(place, row))
+            heard = voice / "studies.jsonl"
+            return compare_commands("-", heard, place.out / "cohort", *made, VOICE, row.consensus)
 
         stages.append(Stage(f"{name}.voice", second_round, [f"rows/{name}/voice"], keep=True))
         stages.append(Stage(f"{name}.compare", compare_again, [f"rows/{name}/compare"]))

@@ -190,12 +190,30 @@ def test_a_voice_is_added_from_several_files(tmp_path):
         files.append(tmp_path / f"{name}.jsonl")
         files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
     counts = add_voice(studies, "student", files)
-    assert counts == {"answers of student added": 2, "studies without an answer": 1}
+    wanted = {"answers of student added": 1, "answers of student not heard: empty": 1, "studies without an answer": 1}
+    assert counts == wanted
     assert [one["trajectories"][-1]["status"] for one in studies[:2]] == ["ok", "empty"]
     with pytest.raises(UserError, match="choose another name"):
         add_voice(studies, "student", files)
     with pytest.raises(UserError, match="answered twice"):
         add_voice([study(0)], "student", [files[0], files[0]])
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        ({"text": "No edema.", "finish_reason": "stop"}, "ok"),
+        ({"text": "No edema. No", "finish_reason": "length"}, "truncated"),
+        ({"text": "No <|vision_start|> edema.", "finish_reason": "stop"}, "empty"),
+    ],
+)
+def test_a_voice_that_breaks_off_or_babbles_is_counted_and_not_heard(tmp_path, answer, status):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"id": "train-0", **answer}) + "\n")
+    studies = [study(0)]
+    counts = add_voice(studies, "student", [tmp_path / "a.jsonl"])
+    assert studies[0]["trajectories"][-1]["status"] == status
+    assert counts == {f"answers of student {'added' if status == 'ok' else f'not heard: {status}'}": 1}
+    write_studies(tmp_path / "s.jsonl", studies)  # a record as any other
 
 
 def test_command_line(tmp_path, capsys):

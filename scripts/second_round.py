@@ -1,0 +1,114 @@
+"""Compare again with the critiqued student as one more voice. Help: scripts/second_round.sh.
+
+The student answers every film; its answers join the trajectories, the consensus is made anew, and they are taken out
+again, so that Critique has the teachers' trajectories as negatives and no word of its own student.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from apo.consensus import STRATEGIES
+from data import checkpoints
+from data.errors import GOES_ON, UserError, run_cli
+from data.records import SPLITS, did_you_mean, read_studies
+from scripts import stages
+
+Command = list[str]
+CHAIN = ["voice", "compare"]
+
+
+def module(name: str, *rest: object) -> Command:
+    return [sys.executable, "-P", "-m", name, *map(str, rest)]
+
+
+def voice_commands(
+    student: Path, studies: Path, root: Path, folder: Path, name: str, options: Sequence[object], splits: Sequence[str]
+) -> list[Command]:
+    """The student's answers, FOLDER/SPLIT.jsonl, and the studies with them as trajectories of `name`,
+    FOLDER/studies.jsonl.
+
+    Args:
+        root: the folder that image paths are relative to.
+        options: further words of eval.predict.
+    """
+    read = ("--studies", studies, "--image-root", root, *options)
+    answers = [
+        module("eval.predict", student, *read, "--split", split, "--out", folder / f"{split}.jsonl") for split in splits
+    ]
+    heard = [word for split in splits for word in ("--add-voice", f"{name}={folder / split}.jsonl")]
+    return [*answers, module("data.variants", studies, "--out", folder / "studies.jsonl", *heard)]
+
+
+def compare_commands(
+    student: Path | str, heard: Path, root: Path, again: Path, out: Path, name: str, strategy: str
+) -> list[Command]:
+    """The consensus of all voices, in AGAIN, and the same studies without the trajectories of `name`, in OUT."""
+    return [
+        module("apo.compare", student, heard, "--strategy", strategy, "--out", again) + ["--image-root", str(root)],
+        module("data.variants", again, "--out", out, "--drop-voice", name),
+    ]
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bash scripts/second_round.sh", description=__doc__.split("\n")[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("studies", type=Path, metavar="STUDIES.jsonl")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--strategy", default="dawid_skene")
+    parser.add_argument("--image-root", type=Path)
+    parser.add_argument("--name", default="student")
+    parser.add_argument("--base")
+    parser.add_argument("--max-new-tokens")
+    parser.add_argument("--batch-size")
+    parser.add_argument("--device")
+    parser.add_argument("--allow-outside", action="store_true")
+    args = parser.parse_args(argv)
+    if args.strategy not in STRATEGIES:
+        raise UserError(f"--strategy {args.strategy}: {did_you_mean(args.strategy, STRATEGIES)}")
+    if "=" in args.name:
+        raise UserError(f"--name {args.name}: must not hold =")
+    args.studies, args.out = args.studies.absolute(), args.out.absolute()
+    args.image_root = (args.image_root or args.studies.parent).absolute()
+    return args
+
+
+def splits_of(studies: Path, name: str) -> list[str]:
+    """The splits of a study file. Raises UserError without a study, or where `name` speaks in it already."""
+    found = set()
+    for study in read_studies(studies):
+        found.add(study["split"])
+        if any(one["teacher"] == name for one in study["trajectories"]):
+            raise UserError(f"{studies}: study {study['id']!r} has a trajectory of {name!r}; choose another --name")
+    if not found:
+        raise UserError(f"{studies}: holds no study")
+    return [split for split in SPLITS if split in found]
+
+
+def predict_options(args: argparse.Namespace) -> list[str]:
+    options = ["--allow-outside"] if args.allow_outside else []
+    for name in ("base", "max_new_tokens", "batch_size", "device"):
+        if getattr(args, name):
+            options += [f"--{name.replace('_', '-')}", getattr(args, name)]
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    kind = checkpoints.describe(args.checkpoint, args.base)["kind"]
+    student = args.checkpoint.absolute()
+    splits = splits_of(args.studies, args.name)
+    voice, made = args.out / "voice", args.out / "compare" / "studies.jsonl"
+    heard, again = voice / "studies.jsonl", made.parent / "with-voice.jsonl"
+    speak = voice_commands(student, args.studies, args.image_root, voice, args.name, predict_options(args), splits)
+    listen = compare_commands(student, heard, args.image_root, again, made, args.name, args.strategy)
+    stages.run_stage(args.out, CHAIN, "voice", speak, keep=True)
+    stages.run_stage(args.out, CHAIN, "compare", listen, keep=True)
+    merge = " (merge the adapter first: README.md, step 5)" if kind == "adapter" else ""
+    print(f"\nwritten: {made}")
+    print(f"next: bash APO-Qwen2.5.sh --model {student} --dataset {made} --image_root {args.image_root}{merge}")
+
+
+if __name__ == "__main__":
+    run_cli(main, GOES_ON)

@@ -1,0 +1,95 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from data.errors import UserError
+from data.phantom.student import Shape, build_student
+from data.records import read_studies
+from scripts import second_round, stages
+from scripts.plan import ROOT
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(student that never trained, study file of twelve films with seven teachers and a consensus)."""
+    folder = tmp_path_factory.mktemp("world")
+    cohort = folder / "cohort"
+
+    def run(*words):
+        subprocess.run([sys.executable, "-P", "-m", *words], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+    run("data.phantom", "--out", str(cohort), "--train", "8", "--validate", "2", "--test", "2", "--seed", "0")
+    first = cohort / "first.jsonl"
+    run("apo.compare", "-", str(cohort / "studies.jsonl"), "--strategy", "vote", "--out", str(first))
+    texts = [one["text"] for study in read_studies(first) for one in study["trajectories"]]
+    shape = Shape(hidden=64, layers=2, vision_hidden=32, vision_depth=2, vocab=600)
+    build_student(folder / "student", seed=0, texts=texts, shape=shape)
+    return folder / "student", first
+
+
+def bash(*words):
+    command = ["bash", str(ROOT / "scripts/second_round.sh"), *map(str, words)]
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_student_is_heard_and_is_no_negative(world, tmp_path):
+    student, first = world
+    words = (student, first, "--out", tmp_path, "--max-new-tokens", 8)
+    done = bash(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = tmp_path / "compare/studies.jsonl"
+    assert f"next: bash APO-Qwen2.5.sh --model {student} --dataset {made} --image_root {first.parent}" in done.stdout
+    heard = {study["id"]: study for study in read_studies(tmp_path / "compare/with-voice.jsonl")}
+    before = {study["id"]: study for study in read_studies(first)}
+    for study in read_studies(made):
+        voices = [one["teacher"] for one in heard[study["id"]]["trajectories"]]
+        assert voices[-1] == "student" and len(voices) == 8
+        assert study["trajectories"] == before[study["id"]]["trajectories"], "the teachers' alone"
+        assert study["consensus"]["strategy"] == "dawid_skene" != before[study["id"]]["consensus"]["strategy"]
+    assert len(heard) == 12
+    again = bash(*words)
+    assert again.returncode == 0 and again.stdout.count("finished before") == 2
+
+
+def test_an_interrupted_round_goes_on(world, tmp_path, monkeypatch):
+    student, first = world
+    ran = []
+
+    def stop(command, log, *_, **__):
+        ran.append(command)
+        log.touch()
+        return 130 if len(ran) == 3 else 0
+
+    monkeypatch.setattr(stages, "execute", stop)
+    with pytest.raises(UserError, match="stage voice failed with status 130"):
+        second_round.main([str(student), str(first), "--out", str(tmp_path)])
+    assert [command[command.index("--split") + 1] for command in ran] == ["train", "validate", "test"]
+    marker = stages.read_marker(tmp_path, "voice")
+    assert marker["state"] == "running" and not stages.read_marker(tmp_path, "compare")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--strategy", "votes"], "--strategy votes: did you mean 'vote'"),
+        (["--name", "gpt-5-nano"], "trajectory of 'gpt-5-nano'; choose another --name"),
+        (["--name", "a=b"], "--name a=b: must not hold ="),
+    ],
+)
+def test_bad_words_are_refused_before_a_film_is_read(world, tmp_path, monkeypatch, words, message):
+    student, first = world
+    monkeypatch.setattr(stages, "run_stage", lambda *_, **__: pytest.fail("a stage was begun"))
+    with pytest.raises(UserError, match=message):
+        second_round.main([str(student), str(first), "--out", str(tmp_path / "out"), *words])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_is_not_there_and_an_empty_study_file_are_refused(world, tmp_path):
+    with pytest.raises(UserError, match="none: no such checkpoint"):
+        second_round.main([str(tmp_path / "none"), str(world[1]), "--out", str(tmp_path / "out")])
+    (tmp_path / "s.jsonl").touch()
+    with pytest.raises(UserError, match="s.jsonl: holds no study"):
+        second_round.main([str(world[0]), str(tmp_path / "s.jsonl"), "--out", str(tmp_path / "out")])
