@@ -37,6 +37,8 @@ from scripts.plan import ROOT
 
 DOC = ROOT / "docs" / "evidence.md"
 BEGIN, END = "<!-- ablation:begin (python -m scripts.ablate_report) -->", "<!-- ablation:end -->"
+# What a critique has to be no worse than: learning on the same consensus, in one round and in two.
+SUPERVISED = ("sft_consensus_flops", "sft_consensus_flops_best", "two_rounds_sft")
 NOTHING = "The ledger holds no run yet: `bash scripts/ablate.sh` fills it."
 
 # column title -> where the number stands in a line's metrics, times what, decimals
@@ -136,6 +138,22 @@ def main_table(block: Block, rows: dict[str, Row]) -> list[str]:
     return out
 
 
+def supervised_table(block: Block, rows: dict[str, Row]) -> list[str]:
+    """Rows that share two seeds or more with a row of SUPERVISED, against those; [] without any."""
+    columns = {}
+    for base in SUPERVISED:
+        reference = by_seed(block.lines.get(base, {}), "mean_accuracy")
+        found = compare(block, ordered(block, rows), reference, skip=base)
+        columns[base] = {name: one for name, one in found.items() if one.p is not None}
+    columns = {base: found for base, found in columns.items() if found}
+    out = [table_line(["row", *(f"minus {base}" for base in columns)]), table_line(["---", *["---:"] * len(columns)])]
+    for name in ordered(block, rows):
+        cells = [against(found.get(name)) for found in columns.values()]
+        if any(cells):
+            out.append(table_line([f"`{name}`", *cells]))
+    return out if columns else []
+
+
 def more_table(block: Block, rows: dict[str, Row], columns: dict) -> list[str]:
     out = [table_line(["row", *columns]), table_line(["---", *["---:"] * len(columns)])]
     for name in ordered(block, rows):
@@ -152,6 +170,9 @@ def text_of(found: list[Block], left: int, rows: dict[str, Row], pictures: dict[
     out: list[str] = []
     for block in found:
         out += [title(block), "", *main_table(block, rows), ""]
+        supervised = supervised_table(block, rows)
+        if supervised:
+            out += ["Against learning on the consensus, over the seeds that both have:", "", *supervised, ""]
         out += ["Beside accuracy, means over the same seeds:", "", *more_table(block, rows, BESIDE), ""]
         for heading, columns in (
             ("Accuracy by finding, %:", BY_FINDING),

@@ -109,6 +109,12 @@ def write(folder, lines):
     return ["--ledger", str(folder / "results" / "l.jsonl"), "--doc", str(folder / "evidence.md")]
 
 
+def document(folder, lines):
+    folder.mkdir()
+    main(write(folder, lines))
+    return (folder / "evidence.md").read_text()
+
+
 def test_the_document(tmp_path, capsys):
     words = write(tmp_path, LEDGER)
     assert main([*words, "--check"]) == 1 and "old" in (tmp_path / "evidence.md").read_text()
@@ -125,6 +131,18 @@ def test_the_document(tmp_path, capsys):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
     assert main([*words, "--check"]) == 0 and main(words) == 0
     assert {path: path.read_bytes() for path in before} == before, "the same numbers give the same bytes"
+
+
+def test_rows_stand_against_learning_on_the_consensus(tmp_path):
+    assert "Against learning" not in document(tmp_path / "without", LEDGER)
+    scores = [0.88, 0.9, 0.87, 0.91, 0.89]
+    text = document(tmp_path / "with", [*LEDGER, *five("sft_consensus_flops", scores)])
+    table = text.split("Against learning on the consensus")[1].split("Beside accuracy")[0]
+    (block,), _ = blocks(LEDGER, ROWS)
+    critique = {seed: one["metrics"]["mean_accuracy"] for seed, one in block.lines["pl_nll"].items()}
+    difference, _ = paired(critique, dict(enumerate(scores)))
+    assert f"| `pl_nll` | {100 * difference.value:+.1f} (" in table
+    assert "`n3`" not in table, "one seed is no test"
 
 
 def test_an_empty_ledger_says_so(tmp_path):
