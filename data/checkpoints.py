@@ -1,6 +1,7 @@
 """What is a checkpoint, which one is the newest, and what identifies it. Needs no torch.
 
-`python -m data.checkpoints latest DIR` prints the newest `checkpoint-N` of an ms-swift output folder;
+`python -m data.checkpoints latest DIR` prints the newest `checkpoint-N` of an ms-swift output folder, `best DIR` the
+one of the lowest validation loss;
 `python -m data.checkpoints describe PATH` prints what a checkpoint is, as JSON.
 """
 
@@ -301,13 +302,13 @@ def _file_digest(path: Path) -> bytes:
 
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data.checkpoints", description=__doc__.split("\n")[0])
-    parser.add_argument("command", choices=("latest", "describe"))
+    parser.add_argument("command", choices=("latest", "best", "describe"))
     parser.add_argument("path")
     args = parser.parse_args(argv)
-    if args.command == "latest":
-        newest = latest(args.path)
-        describe(newest)
-        print(newest)
+    if args.command in ("latest", "best"):
+        found = latest(args.path) if args.command == "latest" else best(args.path)
+        describe(found)
+        print(found)
     else:
         json.dump(describe(args.path), sys.stdout, indent=2)
         print()

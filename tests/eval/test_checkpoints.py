@@ -39,12 +39,14 @@ def test_latest_is_by_number_not_by_name(tmp_path):
     assert checkpoints.latest(tmp_path).name == "checkpoint-1000"
 
 
-def test_the_best_is_the_one_that_the_newest_names(tmp_path):
-    for step in (10, 20):
-        (tmp_path / f"checkpoint-{step}").mkdir()
+def test_the_best_is_the_one_that_the_newest_names(tmp_path, capsys):
+    model(tmp_path / "checkpoint-10")
+    (tmp_path / "checkpoint-20").mkdir()
     state = tmp_path / "checkpoint-20/trainer_state.json"
     state.write_text('{"best_model_checkpoint": "before-it-was-moved/checkpoint-10"}')
     assert checkpoints.best(tmp_path) == tmp_path / "checkpoint-10"
+    checkpoints.main(["best", str(tmp_path)])
+    assert capsys.readouterr().out == f"{tmp_path / 'checkpoint-10'}\n"
     state.write_text('{"best_model_checkpoint": "run/checkpoint-15"}')
     with pytest.raises(UserError, match="checkpoint-15: the best checkpoint is gone; .*save_total_limit"):
         checkpoints.best(tmp_path)
