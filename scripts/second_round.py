@@ -42,11 +42,24 @@ def voice_commands(
 
 
 def compare_commands(
-    student: Path | str, heard: Path, root: Path, again: Path, out: Path, name: str, strategy: str
+    student: Path | str,
+    heard: Path,
+    root: Path,
+    again: Path,
+    out: Path,
+    name: str,
+    strategy: str,
+    options: Sequence[object] = (),
 ) -> list[Command]:
-    """The consensus of all voices, in AGAIN, and the same studies without the trajectories of `name`, in OUT."""
+    """The consensus of all voices, in AGAIN, and the same studies without the trajectories of `name`, in OUT.
+
+    Args:
+        root: the folder that image paths are relative to.
+        options: further words of apo.compare.
+    """
+    read = ("--strategy", strategy, "--out", again, "--image-root", root, *options)
     return [
-        module("apo.compare", student, heard, "--strategy", strategy, "--out", again) + ["--image-root", str(root)],
+        module("apo.compare", student, heard, *read),
         module("data.variants", again, "--out", out, "--drop-voice", name),
     ]
 
@@ -86,7 +99,8 @@ def splits_of(studies: Path, name: str) -> list[str]:
     return [split for split in SPLITS if split in found]
 
 
-def predict_options(args: argparse.Namespace) -> list[str]:
+def passed_on(args: argparse.Namespace) -> list[str]:
+    """The words that eval.predict and apo.compare both take."""
     options = ["--allow-outside"] if args.allow_outside else []
     for name in ("base", "max_new_tokens", "batch_size", "device"):
         if getattr(args, name):
@@ -101,13 +115,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = splits_of(args.studies, args.name)
     voice, made = args.out / "voice", args.out / "compare" / "studies.jsonl"
     heard, again = voice / "studies.jsonl", made.parent / "with-voice.jsonl"
-    speak = voice_commands(student, args.studies, args.image_root, voice, args.name, predict_options(args), splits)
-    listen = compare_commands(student, heard, args.image_root, again, made, args.name, args.strategy)
+    options, root = passed_on(args), args.image_root
+    speak = voice_commands(student, args.studies, root, voice, args.name, options, splits)
+    listen = compare_commands(student, heard, root, again, made, args.name, args.strategy, options)
     stages.run_stage(args.out, CHAIN, "voice", speak, keep=True)
     stages.run_stage(args.out, CHAIN, "compare", listen, keep=True)
     merge = " (merge the adapter first: README.md, step 5)" if kind == "adapter" else ""
     print(f"\nwritten: {made}")
-    print(f"next: bash APO-Qwen2.5.sh --model {student} --dataset {made} --image_root {args.image_root}{merge}")
+    print(f"next: bash APO-Qwen2.5.sh --model {student} --dataset {made} --image_root {root}{merge}")
 
 
 if __name__ == "__main__":

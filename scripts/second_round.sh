@@ -10,7 +10,7 @@
 #   --strategy NAME    of scripts/compare.sh                       (default: dawid_skene)
 #   --image-root DIR   what image paths are relative to            (default: the folder of the studies)
 #   --name NAME        of the student among the teachers           (default: student)
-#   --base DIR, --max-new-tokens N, --batch-size N, --device cuda|cpu, --allow-outside   as in python -m eval.predict --help
+#   --base DIR, --max-new-tokens N, --batch-size N, --device cuda|cpu, --allow-outside   for answers and consensus
 #
 # The student's own answers are no negatives of the second Critique: they are taken out again after they were heard. An
 # interrupted run goes on with the same command. Why and how much it gives: docs/evidence.md.

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,18 @@ def test_an_interrupted_round_goes_on(world, tmp_path, monkeypatch):
     assert [command[command.index("--split") + 1] for command in ran] == ["train", "validate", "test"]
     marker = stages.read_marker(tmp_path, "voice")
     assert marker["state"] == "running" and not stages.read_marker(tmp_path, "compare")
+
+
+def test_options_reach_answers_and_consensus(world, tmp_path, monkeypatch):
+    student, first = world
+    ran = {}
+    monkeypatch.setattr(stages, "run_stage", lambda out, chain, name, commands, **_: ran.update({name: commands}))
+    words = ["--strategy", "self", "--allow-outside", "--device", "cpu", "--image-root", "films"]
+    second_round.main([str(student), str(first), "--out", str(tmp_path), *words])
+    for command in (*ran["voice"][:3], ran["compare"][0]):
+        assert "--allow-outside" in command and command[command.index("--device") + 1] == "cpu"
+        assert command[command.index("--image-root") + 1] == str(Path("films").absolute())
+    assert ran["compare"][0][4:6] == [str(student), str(tmp_path / "voice/studies.jsonl")]
 
 
 @pytest.mark.parametrize(
