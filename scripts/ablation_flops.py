@@ -69,12 +69,12 @@ def _setup() -> Any:
 
 
 def equal_epochs(
-    student: Path, studies: Path, epochs: float, max_pixels: int, critique: Path | None = None
+    student: Path, studies: Path, epochs: float, max_pixels: int, own_studies: Path | None = None
 ) -> tuple[int, dict[str, Any]]:
     """(whole epochs that cost what `epochs` of critique on `studies` cost, the numbers behind it), at least 1.
 
     Args:
-        critique: the study file of a critique with other negatives, whose epochs are wanted; None for epochs of
+        own_studies: the study file of a critique with other negatives, whose epochs are wanted; None for epochs of
             learning on the consensus.
     """
     from apo.shapes import PIXELS_A_TOKEN, folder_config, shape_of
@@ -83,8 +83,8 @@ def equal_epochs(
     lengths = mean_lengths(student, studies, film)
     epoch, once = costs(shape, lengths)
     numbers: dict[str, Any] = {"critique": epochs * epoch + once, "lengths": lengths._asdict()}
-    if critique:
-        own = mean_lengths(student, critique, film)
+    if own_studies:
+        own = mean_lengths(student, own_studies, film)
         numbers["own_epoch"], numbers["own_reference"] = costs(shape, own)
         numbers["own_lengths"] = own._asdict()
     else:
