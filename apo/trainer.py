@@ -93,13 +93,12 @@ class APOTrainer(EndsAtMaxSteps, DPOTrainer):
         shareable = shareable and not self.ref_adapter_name and all(same_weights(towers[0], t) for t in towers[1:])
         self.shared_towers = towers if shareable else []
         if self.options.reference_free:
-            logger.info("APO: no reference; the vision tower runs for the policy alone")
-            return
-        logger.info(
-            "APO: the vision tower is frozen and runs once for policy and reference"
-            if shareable
-            else "APO: the vision tower runs separately for policy and reference"
-        )
+            how = "no reference; the vision tower runs for the policy alone"
+        elif shareable:
+            how = "the vision tower is frozen and runs once for policy and reference"
+        else:
+            how = "the vision tower runs separately for policy and reference"
+        logger.info(f"APO: {how}")
 
     def _forward_logps(self, model: nn.Module, inputs: dict[str, Any], batch: group.Batch) -> ResponseLogps:
         unwrapped = self.accelerator.unwrap_model(model)

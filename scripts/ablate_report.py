@@ -140,18 +140,20 @@ def main_table(block: Block, rows: dict[str, Row]) -> list[str]:
 
 def supervised_table(block: Block, rows: dict[str, Row]) -> list[str]:
     """Rows that share two seeds or more with a row of SUPERVISED, against those; [] without any."""
-    columns = {}
+    names, columns = ordered(block, rows), {}
     for base in SUPERVISED:
-        reference = by_seed(block.lines.get(base, {}), "mean_accuracy")
-        found = compare(block, ordered(block, rows), reference, skip=base)
-        columns[base] = {name: one for name, one in found.items() if one.p is not None}
-    columns = {base: found for base, found in columns.items() if found}
+        found = compare(block, names, by_seed(block.lines.get(base, {}), "mean_accuracy"), skip=base)
+        tested = {name: against(one) for name, one in found.items() if one.p is not None}
+        if tested:
+            columns[base] = tested
+    if not columns:
+        return []
     out = [table_line(["row", *(f"minus {base}" for base in columns)]), table_line(["---", *["---:"] * len(columns)])]
-    for name in ordered(block, rows):
-        cells = [against(found.get(name)) for found in columns.values()]
+    for name in names:
+        cells = [tested.get(name, "") for tested in columns.values()]
         if any(cells):
             out.append(table_line([f"`{name}`", *cells]))
-    return out if columns else []
+    return out
 
 
 def more_table(block: Block, rows: dict[str, Row], columns: dict) -> list[str]:

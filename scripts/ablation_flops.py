@@ -3,8 +3,13 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from apo import flops
+from apo.shapes import PIXELS_A_TOKEN, Shape, folder_config, shape_of
 from data.records import read_studies
 from data.rows import ok_trajectories
+
+# The phantom configs': everything is trained, in float32.
+SETUP = flops.Setup(full=True, checkpointing=False, freeze_vit=False, freeze_aligner=False, element_bytes=4)
 
 
 class Lengths(NamedTuple):
@@ -42,30 +47,20 @@ def mean_lengths(student: Path, studies: Path, film: int) -> Lengths:
     )
 
 
-def costs(shape: Any, lengths: Lengths) -> tuple[float, float]:
+def costs(shape: Shape, lengths: Lengths) -> tuple[float, float]:
     """FLOPs a study of the critique: (one epoch of the policy, the reference's pass that is made once)."""
-    from apo import flops
-
     number = round(lengths.trajectories)
     response = (lengths.consensus + lengths.trajectories * lengths.trajectory) / (lengths.trajectories + 1)
     study = flops.Study(round(lengths.prompt), round(lengths.film), round(response), number)
-    (way,) = [way for way in flops.critique_ways(shape, study, _setup()) if way.name == "shared"]
+    (way,) = [way for way in flops.critique_ways(shape, study, SETUP) if way.name == "shared"]
     return sum(way.policy), sum(way.reference)
 
 
-def supervised_cost(shape: Any, lengths: Lengths) -> float:
+def supervised_cost(shape: Shape, lengths: Lengths) -> float:
     """FLOPs a study of one epoch of learning on the consensus alone."""
-    from apo import flops
-
     short = flops.Study(round(lengths.prompt), round(lengths.film), round(lengths.consensus), 1)
-    (way,) = [way for way in flops.learn_ways(shape, short, _setup()) if way.name == "separate rows"]
+    (way,) = [way for way in flops.learn_ways(shape, short, SETUP) if way.name == "separate rows"]
     return sum(way.policy)
-
-
-def _setup() -> Any:
-    from apo import flops
-
-    return flops.Setup(full=True, checkpointing=False, freeze_vit=False, freeze_aligner=False, element_bytes=4)
 
 
 def equal_epochs(
@@ -77,8 +72,6 @@ def equal_epochs(
         own_studies: the study file of a critique with other negatives, whose epochs are wanted; None for epochs of
             learning on the consensus.
     """
-    from apo.shapes import PIXELS_A_TOKEN, folder_config, shape_of
-
     shape, film = shape_of(folder_config(student)), max_pixels // PIXELS_A_TOKEN
     lengths = mean_lengths(student, studies, film)
     epoch, once = costs(shape, lengths)

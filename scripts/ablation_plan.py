@@ -15,8 +15,9 @@ from data.records import SPLITS
 from scripts.ablation_flops import equal_epochs
 from scripts.ablation_rows import ANSWER, EQUAL_FLOPS, Row, Sizes, base_config, before, merged, words
 from scripts.plan import PHANTOM_CONFIGS, ROOT
-from scripts.second_round import Command, compare_commands, module, voice_commands
+from scripts.second_round import compare_commands, voice_commands
 from scripts.settings import Value, read_config
+from scripts.stages import Command, module
 
 VOICE = "student"  # the critiqued student among the teachers of a second round
 

@@ -5,22 +5,18 @@ again, so that Critique has the teachers' trajectories as negatives and no word 
 """
 
 import argparse
-import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from apo.consensus import STRATEGIES
+from apo.consensus import NEEDS_MODEL, STRATEGIES
 from data import checkpoints
 from data.errors import GOES_ON, UserError, run_cli
 from data.records import SPLITS, did_you_mean, read_studies
 from scripts import stages
+from scripts.stages import Command, module
 
-Command = list[str]
 CHAIN = ["voice", "compare"]
-
-
-def module(name: str, *rest: object) -> Command:
-    return [sys.executable, "-P", "-m", name, *map(str, rest)]
 
 
 def voice_commands(
@@ -108,6 +104,17 @@ def passed_on(args: argparse.Namespace) -> list[str]:
     return options
 
 
+def summary(again: Path, name: str) -> str:
+    """How many answers of `name` were heard, which not and why, and how many studies have no consensus."""
+    answers, missing = Counter(), 0
+    for study in read_studies(again):
+        answers.update(one["status"] for one in study["trajectories"] if one["teacher"] == name)
+        missing += study.get("consensus") is None
+    heard = answers.pop("ok", 0)
+    others = "".join(f", {count} {status} and not heard" for status, count in sorted(answers.items()))
+    return f"answers of {name}: {heard} heard{others}; studies without a consensus: {missing}"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     kind = checkpoints.describe(args.checkpoint, args.base)["kind"]
@@ -117,11 +124,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     heard, again = voice / "studies.jsonl", made.parent / "with-voice.jsonl"
     options, root = passed_on(args), args.image_root
     speak = voice_commands(student, args.studies, root, voice, args.name, options, splits)
-    listen = compare_commands(student, heard, root, again, made, args.name, args.strategy, options)
+    # A text that fails must not hold up all others: such studies are counted below and set aside by Critique.
+    compare = [*options, "--allow-failures"] if args.strategy in NEEDS_MODEL else options
+    listen = compare_commands(student, heard, root, again, made, args.name, args.strategy, compare)
     stages.run_stage(args.out, CHAIN, "voice", speak, keep=True)
     stages.run_stage(args.out, CHAIN, "compare", listen, keep=True)
     merge = " (merge the adapter first: README.md, step 5)" if kind == "adapter" else ""
-    print(f"\nwritten: {made}")
+    print(f"\n{summary(again, args.name)}\nwritten: {made}")
     print(f"next: bash APO-Qwen2.5.sh --model {student} --dataset {made} --image_root {root}{merge}")
 
 

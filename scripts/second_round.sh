@@ -15,9 +15,9 @@
 # The student's own answers are no negatives of the second Critique: they are taken out again after they were heard. An
 # interrupted run goes on with the same command. Why and how much it gives: docs/evidence.md.
 set -euo pipefail
-# shellcheck source=scripts/env.sh
-. "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 case " $* " in
     *" -h "* | *" --help "*) sed -n '2,/^set -euo/p' "${BASH_SOURCE[0]}" | sed '$d; s/^# \{0,1\}//'; exit 0 ;;
 esac
+# shellcheck source=scripts/env.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 exec "$PYTHON" -P -m scripts.second_round "$@"

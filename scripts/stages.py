@@ -33,7 +33,13 @@ from data.files import exclusive, write_atomic  # noqa: E402
 
 CONFIGS = (".yaml", ".yml", ".json")
 THEN = "--then"
+Command = list[str]
 REPORT_EVERY = 30  # seconds between progress lines where there is no terminal to redraw
+
+
+def module(name: str, *rest: object) -> Command:
+    """The command that runs a module of this project with the Python that runs this one."""
+    return [sys.executable, "-P", "-m", name, *map(str, rest)]
 
 
 def split_commands(words: list[str]) -> list[list[str]]:

@@ -51,18 +51,19 @@ def test_the_student_is_heard_and_is_no_negative(world, tmp_path):
         assert study["trajectories"] == before[study["id"]]["trajectories"], "the teachers' alone"
         assert study["consensus"]["strategy"] == "dawid_skene" != before[study["id"]]["consensus"]["strategy"]
     assert len(heard) == 12
+    assert "answers of student: 0 heard, " in done.stdout and "studies without a consensus: 0\n" in done.stdout
     again = bash(*words)
     assert again.returncode == 0 and again.stdout.count("finished before") == 2
 
 
-def test_an_interrupted_round_goes_on(world, tmp_path, monkeypatch):
+def test_an_interrupted_round_goes_on(world, tmp_path, monkeypatch, capsys):
     student, first = world
     ran = []
 
     def stop(command, log, *_, **__):
         ran.append(command)
         log.touch()
-        return 130 if len(ran) == 3 else 0
+        return 130 if len(ran) % 3 == 0 else 0
 
     monkeypatch.setattr(stages, "execute", stop)
     with pytest.raises(UserError, match="stage voice failed with status 130"):
@@ -70,17 +71,25 @@ def test_an_interrupted_round_goes_on(world, tmp_path, monkeypatch):
     assert [command[command.index("--split") + 1] for command in ran] == ["train", "validate", "test"]
     marker = stages.read_marker(tmp_path, "voice")
     assert marker["state"] == "running" and not stages.read_marker(tmp_path, "compare")
+    kept = tmp_path / "voice/train.jsonl"
+    kept.parent.mkdir()
+    kept.touch()
+    with pytest.raises(UserError, match="stage voice failed"):
+        second_round.main([str(student), str(first), "--out", str(tmp_path)])
+    assert "voice: was interrupted, goes on" in capsys.readouterr().out and kept.exists()
 
 
 def test_options_reach_answers_and_consensus(world, tmp_path, monkeypatch):
     student, first = world
     ran = {}
     monkeypatch.setattr(stages, "run_stage", lambda out, chain, name, commands, **_: ran.update({name: commands}))
+    monkeypatch.setattr(second_round, "summary", lambda *_: "")
     words = ["--strategy", "self", "--allow-outside", "--device", "cpu", "--image-root", "films"]
     second_round.main([str(student), str(first), "--out", str(tmp_path), *words])
     for command in (*ran["voice"][:3], ran["compare"][0]):
         assert "--allow-outside" in command and command[command.index("--device") + 1] == "cpu"
         assert command[command.index("--image-root") + 1] == str(Path("films").absolute())
+    assert "--allow-failures" in ran["compare"][0], "one text that fails does not hold up the others"
     assert ran["compare"][0][4:6] == [str(student), str(tmp_path / "voice/studies.jsonl")]
 
 
