@@ -200,8 +200,8 @@ def add_voice(studies: Sequence[dict], name: str, paths: Sequence[Path]) -> Coun
     """Add a student's answers as trajectories of `name`, in place.
 
     Studies without an answer get none and are counted. An answer that was cut off is "truncated", one without words or
-    with a special token in it "empty": it is not heard, and counted. Raises UserError for a name that is taken, an
-    unknown id, or two answers to one study.
+    with a special token in it "empty": it is not heard, and counted. Raises UserError for a name that is taken, a row
+    that is no answer, an unknown id, or two answers to one study.
 
     Args:
         paths: files of eval.predict, rows {"id", "text", "finish_reason"}.
@@ -210,6 +210,10 @@ def add_voice(studies: Sequence[dict], name: str, paths: Sequence[Path]) -> Coun
     known = {study["id"] for study in studies}
     for path in paths:
         for line, row in read_jsonl(path):
+            if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("text"), str):
+                raise UserError(
+                    f'{path}:{line}: an answer needs an "id" and a string "text"; take a file of eval.predict'
+                )
             if row["id"] not in known or row["id"] in answers:
                 what = "is answered twice" if row["id"] in answers else "is not in the file of studies"
                 raise UserError(f"{path}:{line}: study {row['id']!r} {what}; check the files")

@@ -24,6 +24,7 @@ from scripts import ablation_ledger as ledger
 from scripts import stages
 from scripts.ablation_plan import Place, Stage, row_stages
 from scripts.ablation_rows import EQUAL_FLOPS, Row, Sizes, before, digest, read_rows, resolved
+from scripts.machine import write_problem
 from scripts.plan import ROOT
 
 SMOKE = Sizes(48, 8, 24, 4)
@@ -197,6 +198,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for world in args.world:
             for seed in args.seed:
                 out = place_of(args, world, seed).out
+                if problem := write_problem("--out", out):
+                    raise UserError(problem)
                 out.mkdir(parents=True, exist_ok=True)
                 locks.enter_context(
                     exclusive(out / ".ablate.lock", f"{out}: another run is at work there; wait for it or choose --out")

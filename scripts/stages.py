@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.errors import GOES_ON, UserError, run_cli  # noqa: E402
 from data.files import exclusive, write_atomic  # noqa: E402
+from scripts.machine import write_problem  # noqa: E402
 
 CONFIGS = (".yaml", ".yml", ".json")
 THEN = "--then"
@@ -74,14 +75,17 @@ def run_stage(
 ) -> bool:
     """Run a stage unless it is finished; returns whether it ran.
 
-    Raises UserError when the stage before is not finished, when foreign files stand where the outputs go, when another
-    run uses `out`, or when a command fails (with the log to read and how to go on).
+    Raises UserError when nothing can be written to `out`, when the stage before is not finished, when foreign files
+    stand where the outputs go, when another run uses `out`, or when a command fails (with the log to read and how to go
+    on).
     """
     if name not in chain:
         raise UserError(f"stage {name} is not in the chain: {', '.join(chain)}")
     number = chain.index(name)
     title = f"[{number + 1}/{len(chain)}] {name}"
     outputs = outputs or [name]
+    if problem := write_problem("--out", out):
+        raise UserError(problem)
     marker_file = out / ".stages" / f"{name}.json"
     marker_file.parent.mkdir(parents=True, exist_ok=True)
     busy = f"{out}: another run is at work there; wait for it or choose another --out"

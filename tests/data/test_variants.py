@@ -216,6 +216,13 @@ def test_a_voice_that_breaks_off_or_babbles_is_counted_and_not_heard(tmp_path, a
     write_studies(tmp_path / "s.jsonl", studies)  # a record as any other
 
 
+@pytest.mark.parametrize("row", ['{"id": "train-0"}', '{"text": "No edema."}', '{"id": "train-0", "text": 3}', "[]"])
+def test_a_row_that_is_no_answer_is_refused(tmp_path, row):
+    (tmp_path / "a.jsonl").write_text(row + "\n")
+    with pytest.raises(UserError, match=r'a\.jsonl:1: an answer needs an "id" and a string "text"'):
+        add_voice([study(0)], "student", [tmp_path / "a.jsonl"])
+
+
 def test_command_line(tmp_path, capsys):
     path, out = tmp_path / "studies.jsonl", tmp_path / "out.jsonl"
     write_studies(path, [study(0), study(1, split="test")])

@@ -304,6 +304,12 @@ def test_two_runs_on_one_folder_are_refused(tmp_path):
             ablate.main([*words, str(ROOT / "configs/ablation/pl.yaml")])
 
 
+def test_an_out_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(UserError, match="--out .*out is not a folder; choose another"):
+        ablate.main(["--out", str(tmp_path / "out"), str(ROOT / "configs/ablation/pl.yaml")])
+
+
 def test_list_runs_nothing(tmp_path, capsys, monkeypatch):
     given = args(tmp_path, "--seed", "0-2")
     monkeypatch.setattr(ablate, "run_row", make_row([]))

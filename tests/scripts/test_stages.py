@@ -68,3 +68,11 @@ def test_a_finished_stage_is_not_repeated_and_a_changed_one_is(tmp_path):
     changed = run(tmp_path, "--keep", stop=0)  # the same, written otherwise
     assert "runs again, its settings or an earlier stage changed" in changed.stdout
     assert result(tmp_path).read_text() == "begun\n", "what the earlier settings made is gone"
+
+
+def test_an_out_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "out").touch()
+    done = run(tmp_path / "out")
+    assert done.returncode == 2 and done.stderr == (
+        f"error: --out {tmp_path / 'out'}: {tmp_path / 'out'} is not a folder; choose another\n"
+    )
