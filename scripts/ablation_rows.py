@@ -167,15 +167,23 @@ def read_rows(paths: Sequence[Path] = ()) -> dict[str, Row]:
 
 
 def find_row(name: str, rows: dict[str, Row]) -> Row:
-    """The row of an `after` or `best_of`: among the given ones, or in configs/ablation/."""
-    return rows.get(name) or read_row(FOLDER / f"{name}.yaml")
+    """The row of an `after` or `best_of`: among the given ones, or in configs/ablation/. UserError without one."""
+    path = FOLDER / f"{name}.yaml"
+    if name not in rows and not path.is_file():
+        known = sorted({*rows, *(one.stem for one in FOLDER.glob("*.yaml"))})
+        raise UserError(f"{path}: no such row; {did_you_mean(name, known)}")
+    return rows.get(name) or read_row(path)
 
 
 def before(row: Row, rows: dict[str, Row]) -> list[Row]:
     """The rows that `row` starts from, first to last."""
     found: list[Row] = []
     while name := row.after or row.best_of:
-        key, row = ("after" if row.after else "best_of"), find_row(name, rows)
+        key = "after" if row.after else "best_of"
+        try:
+            row = find_row(name, rows)
+        except UserError as error:
+            raise UserError(f"configs/ablation/{row.name}.yaml: {key} {name}: {error}") from None
         if row in found:
             raise UserError(f"configs/ablation/{row.name}.yaml: {key} comes back to itself")
         if row.launcher == "none":

@@ -109,6 +109,9 @@ def test_after(tmp_path):
         before(loop["a"], loop)
     with pytest.raises(UserError, match="learn.yaml: trains nothing; name a row that does in after"):
         before(read_row(write(tmp_path, "c", after="learn")), rows)
+    with pytest.raises(UserError, match=r"c.yaml: after pl_nl: .*pl_nl.yaml: no such row; did you mean 'pl_nll'"):
+        before(read_row(write(tmp_path, "c", after="pl_nl")), rows)
+    assert [row.name for row in before(rows["three_rounds"], rows)] == ["pl_nll", "two_rounds"]
 
 
 def test_best_of(tmp_path):
