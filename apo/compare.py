@@ -23,15 +23,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
-from apo import consensus, side_by_side
+from apo import consensus
 from apo.consensus import COMPOSES, NEEDS_MODEL, STRATEGIES, Answer, SelfPrompt, self_prompt, study_rng
 from data import checkpoints, manifest
 from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
 from data.files import append_jsonl, claimed, read_jsonl, sha256_file
 from data.records import ALLOW_OUTSIDE, PLACEHOLDER, image_paths, read_studies, require_images, root_of, write_studies
-from scripts import doctor, machine
+from scripts import doctor, machine, side_by_side
 
 Write = Callable[[Sequence[tuple[str, Sequence[str]]]], list[tuple[str, str]]]
 
@@ -160,13 +161,6 @@ def summary(strategy: str, studies: Sequence[dict], results: Sequence[dict | Non
     return line
 
 
-def parse_shard(text: str) -> tuple[int, int]:
-    i, slash, n = text.partition("/")
-    if not (slash and i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
-        raise UserError(f"--shard {text}: write i/n with 1 <= i <= n, e.g. 1/4")
-    return int(i), int(n)
-
-
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/compare.sh", description=__doc__.split("\n\n")[0], epilog=consensus.__doc__.split("\n\n")[2]
@@ -205,7 +199,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     refuse_below_one(args, "max_new_tokens", "batch_size", "max_length", "processes")
     if not 0 <= args.temperature < math.inf:
         raise UserError(f"--temperature {args.temperature}: must be a number and must not be negative")
-    args.shard = parse_shard(args.shard)
+    args.shard = side_by_side.parse_shard(args.shard)
     if args.strategy in NEEDS_MODEL and args.checkpoint == "-":
         raise UserError(f"--strategy {args.strategy} needs a checkpoint; give the Learn stage's checkpoint-N folder")
     if args.strategy not in NEEDS_MODEL and args.shard != (1, 1):
@@ -292,20 +286,31 @@ def run_here(args: argparse.Namespace, info: dict | None, root: str, studies: li
 
 def run_side_by_side(args: argparse.Namespace, argv: Sequence[str], root: str) -> int:
     """`self` with args.processes processes; their exit status (0, or 1 if generations failed)."""
-    found = len(machine.gpus())
-    on_gpus = (args.device or ("cuda" if found else default_device())) == "cuda"
-    if on_gpus and 0 < found < args.processes:
-        raise UserError(f"--processes {args.processes}: this machine shows {found} GPUs; use at most as many")
-    status = side_by_side.run(argv, args.out, args.shard, args.processes, on_gpus=on_gpus)
-    count = side_by_side.put_together(args.out, args.processes)
+    status = side_by_side.run("apo.compare", argv, args.out, args.shard, args.processes, args.device)
+    count = put_together(args.out, args.processes)
     manifest.write(args.out, {"studies": args.studies}, made_with(args))
     print(f"written: {args.out} ({count} studies, image paths relative to {root})")
     return status
 
 
+def put_together(out: Path, processes: int) -> int:
+    """Write the processes' studies to `out` in the order of the file, remove the parts; how many studies."""
+    parts = [side_by_side.part_of(out, number) for number in range(1, processes + 1)]
+
+    def studies() -> Iterator[dict]:
+        for group in zip_longest(*map(read_studies, parts)):
+            yield from (study for study in group if study is not None)
+
+    count = write_studies(out, studies())
+    for part in parts:
+        part.unlink()
+        manifest.sidecar(part).unlink(missing_ok=True)
+    return count
+
+
 def run_self(args, info: dict, studies: list[dict], root: str, failed: Counter) -> list[dict | None]:
     """The `self` strategy with the student of `info`; counts failed generations by reason in `failed`."""
-    device = args.device or default_device()
+    device = args.device or machine.default_device()
 
     def student():
         from apo.student_engine import Student
@@ -357,12 +362,6 @@ def made_with(args: argparse.Namespace) -> dict:
     return {name: getattr(args, name) for name in names} | {
         "checkpoint": checkpoints.fingerprint(args.checkpoint, args.base)
     }
-
-
-def default_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 if __name__ == "__main__":

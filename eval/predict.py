@@ -5,23 +5,26 @@
 CHECKPOINT is a folder with full weights or a LoRA adapter folder as ms-swift saves it. The student sees the films and
 the prompt, nothing else. Rows are {"id", "text", "finish_reason"} ("stop", or "length" for an answer that was cut off).
 
-An interrupted run goes on where it stopped. What the answers depend on (weights, prompts, films, decoding) is written
-to FILE.meta.json; answers made from anything else are refused, never continued.
+An interrupted run goes on where it stopped, with as many --processes as then are wanted. What the answers depend on
+(weights, prompts, films, decoding) is written to FILE.meta.json; answers made from anything else are refused, never
+continued. --processes N runs N of them, one a GPU, on one machine. Over several machines, --shard i/n answers every
+n-th batch (`cat` the shards together).
 """
 
 import argparse
+import glob
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from data import checkpoints, manifest
 from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
-from data.files import append_jsonl, claimed, read_jsonl, sha256_file, write_atomic
-from data.records import ALLOW_OUTSIDE, image_paths, read_studies, require_images, root_of
-from scripts import doctor
+from data.files import append_jsonl, claimed, dump_line, read_jsonl, sha256_file, write_atomic
+from data.records import ALLOW_OUTSIDE, SPLITS, image_paths, read_studies, require_images, root_of
+from scripts import doctor, machine, side_by_side
 
 Answer = dict  # the row without its id: {"text", "finish_reason"}, or {"p_yes", "mass"}
 
@@ -29,13 +32,13 @@ Answer = dict  # the row without its id: {"text", "finish_reason"}, or {"p_yes",
 def select(
     studies: Path, split: str, image_root: Path | None, limit: int | None, *, allow_outside: bool = False
 ) -> tuple[list[dict], str, str]:
-    """The studies of a split, the absolute image root, and a digest of all that the split shows to the student.
+    """The studies of a split (or of all), the absolute image root, and a digest of all that they show to the student.
 
     The digest covers ids, prompts and the bytes of the films of the whole split, whatever `limit` says, so that a first
     look at ten films can be continued to all of them. Raises UserError for an empty split or a missing film.
     """
     root = root_of(studies, image_root)
-    chosen = [s for s in read_studies(studies, image_root=root) if s["split"] == split]
+    chosen = [s for s in read_studies(studies, image_root=root) if split in ("all", s["split"])]
     if not chosen:
         raise UserError(f'{studies}: no study of split "{split}"; check --split')
     digest = hashlib.sha256()
@@ -99,17 +102,24 @@ def open_predictions(
     return done
 
 
-def predict(
-    studies: Sequence[dict],
-    answer: Callable[[Sequence[dict]], Sequence[Answer]],
-    out: Path,
-    meta: dict,
-    *,
-    batch_size: int = 32,
-    overwrite: bool = False,
-) -> int:
-    """`answer_batches` with the studies in batches of one size."""
-    return answer_batches(list(batches(studies, batch_size)), answer, out, meta, overwrite=overwrite)
+def gathered(out: Path, meta: dict, studies: Sequence[dict], overwrite: bool = False) -> set[str]:
+    """`open_predictions` of `out` after what processes side by side left in its parts was put into it, in order.
+
+    With `overwrite` the parts are removed like `out`.
+    """
+    done = open_predictions(out, meta, studies, overwrite)
+    parts = [Path(path) for path in sorted(glob.glob(f"{glob.escape(str(out))}.part-*.jsonl"))]
+    if parts and not overwrite:
+        rows = {row["id"]: row for _, row in read_jsonl(out, torn="drop")} if out.exists() else {}
+        for part in parts:
+            open_predictions(part, meta, studies)
+            rows |= {row["id"]: row for _, row in read_jsonl(part, torn="drop")} if part.exists() else {}
+        write_atomic(out, b"".join(dump_line(rows[s["id"]]) for s in studies if s["id"] in rows))
+        done = set(rows)
+    for part in parts:
+        part.unlink()
+        part.with_name(part.name + ".meta.json").unlink(missing_ok=True)
+    return done
 
 
 def answer_batches(
@@ -120,15 +130,16 @@ def answer_batches(
     *,
     overwrite: bool = False,
     fits: Callable[[dict], bool] = is_text,
+    answered: Collection[str] = (),
 ) -> int:
     """Answer every study that `out` does not answer yet, batch by batch; rows are flushed as each batch ends.
 
     `answer` maps a batch of studies to one dict each. A run that was interrupted inside a batch asks for that whole
     batch again and keeps what is missing: what shares a batch never depends on interruptions, nor do the answers.
-    Returns the number of new answers.
+    `answered`: ids that another file answers. Returns the number of new answers.
     """
     studies = [study for batch in grid for study in batch]
-    done = open_predictions(out, meta, studies, overwrite, fits)
+    done = open_predictions(out, meta, studies, overwrite, fits) | {s["id"] for s in studies if s["id"] in answered}
     left = sum(s["id"] not in done for s in studies)
     if done and left:
         print(f"{len(studies) - left} of {len(studies)} answers are there already", flush=True)
@@ -199,7 +210,7 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m eval.predict", description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", help="a checkpoint-N folder (full or LoRA) or a model folder")
     parser.add_argument("--studies", required=True, type=Path)
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--split", choices=("all", *SPLITS), default="test")
     parser.add_argument(
         "--image-root", type=Path, help="what image paths are relative to (default: folder of --studies)"
     )
@@ -207,22 +218,31 @@ def main(argv=None) -> None:
     parser.add_argument("--base", help="for an adapter: its base model, if not where args.json says")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="answers are cut off here (default: 512)")
     parser.add_argument("--batch-size", type=int, default=32, help="films a forward pass (default: 32)")
+    parser.add_argument("--backend", choices=("transformers", "vllm"), default="transformers")
+    parser.add_argument("--processes", type=int, default=1, help="processes side by side, one a GPU (default: 1)")
+    parser.add_argument("--shard", default="1/1", metavar="i/n", help="answer every n-th batch from the i-th on")
+    parser.add_argument(
+        "--answered", type=Path, help=argparse.SUPPRESS
+    )  # of a process: where the command's answers lie
     parser.add_argument("--limit", type=int, help="only the first N studies of the split")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     parser.add_argument("--allow-outside", action="store_true", help=ALLOW_OUTSIDE)
     parser.add_argument("--overwrite", action="store_true", help="begin again even if --out holds answers")
     args = parser.parse_args(argv)
-    refuse_below_one(args, "max_new_tokens", "batch_size", "limit")
+    refuse_below_one(args, "max_new_tokens", "batch_size", "limit", "processes")
+    args.shard = side_by_side.parse_shard(args.shard)
     doctor.before("evaluate", args.out)
     info = checkpoints.describe(args.checkpoint, args.base)
     chosen = select(args.studies, args.split, args.image_root, args.limit, allow_outside=args.allow_outside)
     with claimed(args.out):
-        run(args, info, *chosen)
+        run(args, sys.argv[1:] if argv is None else argv, info, *chosen)
 
 
-def run(args: argparse.Namespace, info: dict, studies: Sequence[dict], image_root: str, shown: str) -> None:
+def run(
+    args: argparse.Namespace, argv: Sequence[str], info: dict, studies: Sequence[dict], image_root: str, shown: str
+) -> None:
     """The command with its input read and its output claimed; `info` of `describe`, the rest of `select`."""
-    device = args.device or best_device()
+    device = args.device or machine.default_device()
     meta = {
         "checkpoint": checkpoints.fingerprint(args.checkpoint, args.base),
         "studies": shown,
@@ -232,35 +252,55 @@ def run(args: argparse.Namespace, info: dict, studies: Sequence[dict], image_roo
         "dtype": "bfloat16" if device == "cuda" else "float32",
         manifest.KEY: manifest.make({"studies": args.studies}, {}),
     }
-    done = open_predictions(args.out, meta, studies, args.overwrite)
-    if all(s["id"] in done for s in studies):
-        print(f"all {len(studies)} answers are there already: {args.out}")
+    meta |= {"backend": args.backend} if args.backend != "transformers" else {}  # older files do not name the default
+    i, n = args.shard
+    grid = list(batches(studies, args.batch_size))[i - 1 :: n]
+    mine = [study for batch in grid for study in batch]
+    done = gathered(args.out, meta, mine, args.overwrite)
+    answered: set[str] = set()
+    if args.answered and args.answered.exists():
+        answered = {row["id"] for _, row in read_jsonl(args.answered, torn="drop")}
+    if all(s["id"] in done | answered for s in mine):
+        args.out.touch()  # a shard can be without a batch
+        print(f"all {len(mine)} answers are there already: {args.out}")
         return
-    from apo.student_engine import Student  # here, so that everything above is refused before torch is loaded
-
-    student = Student(info, device=device, batch_size=args.batch_size)
-
-    def answer(batch: Sequence[dict]) -> list[Answer]:
-        prompts = [(study["prompt"], image_paths(study, image_root)) for study in batch]
-        return greedy(student, prompts, args.max_new_tokens)
-
-    predict(studies, answer, args.out, meta, batch_size=args.batch_size)
+    if args.processes > 1:
+        words = [*argv, "--answered", str(args.out)]
+        side_by_side.run("eval.predict", words, args.out, args.shard, args.processes, args.device)
+        gathered(args.out, meta, mine)
+    else:
+        ask(args, info, grid, image_root, meta, device, answered)
     cut = sum(row["finish_reason"] == "length" for _, row in read_jsonl(args.out))
     if cut:
         print(f"note: {cut} answers were cut off at --max-new-tokens {args.max_new_tokens}", file=sys.stderr)
     print(f"written: {args.out}")
 
 
+def ask(
+    args: argparse.Namespace,
+    info: dict,
+    grid: Sequence[Sequence[dict]],
+    image_root: str,
+    meta: dict,
+    device: str,
+    answered: Collection[str],
+) -> None:
+    """Load the student and ask it, in this process, what neither `args.out` nor `answered` holds."""
+    from apo.student_engine import Student  # here, so that everything above is refused before torch is loaded
+
+    student = Student(info, backend=args.backend, device=device, batch_size=args.batch_size)
+
+    def answer(batch: Sequence[dict]) -> list[Answer]:
+        prompts = [(study["prompt"], image_paths(study, image_root)) for study in batch]
+        return greedy(student, prompts, args.max_new_tokens)
+
+    answer_batches(grid, answer, args.out, meta, answered=answered)
+
+
 def greedy(student, prompts: Sequence[tuple[str, Sequence[str]]], max_new_tokens: int) -> list[Answer]:
     """Greedy answers of an `apo.student_engine.Student` to (prompt, image paths) each, as rows without id."""
     texts = student.answer(prompts, max_new_tokens=max_new_tokens, temperature=0.0, seed=0)
     return [{"text": text, "finish_reason": finish} for text, finish in texts]
-
-
-def best_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 if __name__ == "__main__":

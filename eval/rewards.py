@@ -22,7 +22,8 @@ from data.files import atomic_open, dump_line
 from data.records import PLACEHOLDER, image_paths
 from data.row_checks import turn
 from data.rows import ok_trajectories
-from eval.predict import best_device, select
+from eval.predict import select
+from scripts.machine import default_device
 
 
 def rows_of(studies: Sequence[dict], own: Sequence[str], root: str) -> list[tuple[list[str], dict]]:
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{args.studies}: no study of split {args.split} has a consensus and an ok trajectory")
     from apo.student_engine import Student
 
-    device = best_device()
+    device = default_device()
     student = Student(infos[0], device=device, batch_size=32)
     prompts = [(study["prompt"], image_paths(study, root)) for study in usable]
     own = [

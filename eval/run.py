@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from apo.compare import parse_shard
 from data import checkpoints, manifest
 from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
 from data.files import claimed, dump_line, sha256_file, write_atomic
 from eval import asking, benchmarks, phantom, predict, run_page, table, training_set
 from eval.items import Benchmark
+from scripts import machine
+from scripts.side_by_side import parse_shard
 
 SCHEMA = 2
 LEVEL = 0.95
@@ -83,7 +84,7 @@ class Checkpoint:
         self.args = args
         self.info = checkpoints.describe(args.checkpoint, args.base)
         self.fingerprint = checkpoints.fingerprint(args.checkpoint, args.base)
-        self.device = args.device or predict.best_device()
+        self.device = args.device or machine.default_device()
         self.loaded = None
 
     def record(self) -> dict:

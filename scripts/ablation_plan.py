@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from data import checkpoints
 from data.files import write_atomic
-from data.records import SPLITS
 from scripts.ablation_flops import equal_epochs
 from scripts.ablation_rows import ANSWER, EQUAL_FLOPS, Row, Sizes, base_config, before, merged, words
 from scripts.plan import PHANTOM_CONFIGS, ROOT
@@ -206,7 +205,7 @@ def training_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]
 
         def second_round() -> list[Command]:
             start, first = start_of(place, row, rows), place.out / compare_name(row) / "studies.jsonl"
-            return voice_commands(start, first, place.out / "cohort", voice, VOICE, ANSWER, SPLITS)
+            return voice_commands(start, first, place.out / "cohort", voice, VOICE, ANSWER)
 
         def compare_again() -> list[Command]:
             made = (folder / "compare" / "with-voice.jsonl", compared(place, row))

@@ -28,7 +28,8 @@
 #   --limit N          only the first N studies of the split
 #   --seed N           of the bootstrap                       (default: 0)
 #   --uncertain STATE  "possible ..." counts as present or absent (default: present)
-#   --base DIR, --max-new-tokens N, --batch-size N, --device cuda|cpu, --overwrite, --allow-outside   as in `python -m eval.predict --help`
+#   --base DIR, --max-new-tokens N, --batch-size N, --device cuda|cpu, --backend NAME, --processes N, --overwrite, --allow-outside
+#                      as in `python -m eval.predict --help`
 #
 # Interrupted, the same command goes on where it stopped. On a GPU it runs in bfloat16, on a CPU in float32.
 set -euo pipefail
@@ -133,12 +134,13 @@ while [[ $# -gt 0 ]]; do
         --name) name=$2 ;;
         --split | --limit) both+=("$1" "$2") ;;
         --seed | --uncertain) score+=("$1" "$2") ;;
-        --image-root | --base | --max-new-tokens | --batch-size | --device) predict+=("$1" "$2") ;;
+        --image-root | --base | --max-new-tokens | --batch-size | --device | --backend | --processes) predict+=("$1" "$2") ;;
         *) fail "unknown flag $1; see bash scripts/evaluate.sh --help" ;;
     esac
     shift 2
 done
 [[ -n $checkpoint ]] || fail "no checkpoint given; see bash scripts/evaluate.sh --help"
+[[ " ${both[*]} " != *" --split all "* ]] || fail "--split all: scores are of one split; give train, validate or test"
 [[ -n $studies ]] || fail "no STUDIES.jsonl given; see bash scripts/evaluate.sh --help"
 
 # shellcheck source=scripts/env.sh

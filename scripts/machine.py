@@ -1,4 +1,4 @@
-"""What the machine has: packages against the pins, GPUs, memory, free disk, ports. Needs no torch.
+"""What the machine has: packages against the pins, GPUs, memory, free disk, ports. Only `default_device` needs torch.
 
 Every check gives lines "where: what; remedy"; nothing is written.
 """
@@ -78,6 +78,13 @@ def gpus() -> list[dict]:
         if chosen and total.isdigit() and free.isdigit():
             found.append({"name": name, "total_gib": int(total) / 1024, "free_gib": int(free) / 1024})
     return found
+
+
+def default_device() -> str:
+    """ "cuda" where torch sees a GPU, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def memory_gib() -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from apo.consensus import NEEDS_MODEL, STRATEGIES
 from data import checkpoints
 from data.errors import GOES_ON, UserError, run_cli
-from data.records import SPLITS, did_you_mean, read_studies
+from data.records import did_you_mean, read_studies
 from scripts import stages
 from scripts.stages import Command, module
 
@@ -20,21 +20,21 @@ CHAIN = ["voice", "compare"]
 
 
 def voice_commands(
-    student: Path, studies: Path, root: Path, folder: Path, name: str, options: Sequence[object], splits: Sequence[str]
+    student: Path, studies: Path, root: Path, folder: Path, name: str, options: Sequence[object]
 ) -> list[Command]:
-    """The student's answers, FOLDER/SPLIT.jsonl, and the studies with them as trajectories of `name`,
+    """The student's answers, FOLDER/answers.jsonl, and the studies with them as trajectories of `name`,
     FOLDER/studies.jsonl.
 
     Args:
         root: the folder that image paths are relative to.
         options: further words of eval.predict.
     """
-    read = ("--studies", studies, "--image-root", root, *options)
-    answers = [
-        module("eval.predict", student, *read, "--split", split, "--out", folder / f"{split}.jsonl") for split in splits
+    read, answers = ("--studies", studies, "--split", "all", "--image-root", root, *options), folder / "answers.jsonl"
+    heard = ("--add-voice", f"{name}={answers}")
+    return [
+        module("eval.predict", student, *read, "--out", answers),
+        module("data.variants", studies, "--out", folder / "studies.jsonl", *heard),
     ]
-    heard = [word for split in splits for word in ("--add-voice", f"{name}={folder / split}.jsonl")]
-    return [*answers, module("data.variants", studies, "--out", folder / "studies.jsonl", *heard)]
 
 
 def compare_commands(
@@ -72,7 +72,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-new-tokens")
     parser.add_argument("--batch-size")
     parser.add_argument("--device")
+    parser.add_argument("--backend")
+    parser.add_argument("--processes")
     parser.add_argument("--allow-outside", action="store_true")
+    parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args(argv)
     if args.strategy not in STRATEGIES:
         raise UserError(f"--strategy {args.strategy}: {did_you_mean(args.strategy, STRATEGIES)}")
@@ -83,22 +86,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def splits_of(studies: Path, name: str) -> list[str]:
-    """The splits of a study file. Raises UserError without a study, or where `name` speaks in it already."""
-    found = set()
+def refuse_unfit(studies: Path, name: str) -> None:
+    """Raises UserError for a study file without a study, or where `name` speaks in it already."""
+    study = None
     for study in read_studies(studies):
-        found.add(study["split"])
         if any(one["teacher"] == name for one in study["trajectories"]):
             raise UserError(f"{studies}: study {study['id']!r} has a trajectory of {name!r}; choose another --name")
-    if not found:
+    if study is None:
         raise UserError(f"{studies}: holds no study")
-    return [split for split in SPLITS if split in found]
 
 
 def passed_on(args: argparse.Namespace) -> list[str]:
     """The words that eval.predict and apo.compare both take."""
     options = ["--allow-outside"] if args.allow_outside else []
-    for name in ("base", "max_new_tokens", "batch_size", "device"):
+    for name in ("base", "max_new_tokens", "batch_size", "device", "backend"):
         if getattr(args, name):
             options += [f"--{name.replace('_', '-')}", getattr(args, name)]
     return options
@@ -119,16 +120,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     kind = checkpoints.describe(args.checkpoint, args.base)["kind"]
     student = args.checkpoint.absolute()
-    splits = splits_of(args.studies, args.name)
+    refuse_unfit(args.studies, args.name)
     voice, made = args.out / "voice", args.out / "compare" / "studies.jsonl"
     heard, again = voice / "studies.jsonl", made.parent / "with-voice.jsonl"
     options, root = passed_on(args), args.image_root
-    speak = voice_commands(student, args.studies, root, voice, args.name, options, splits)
+    processes = ["--processes", args.processes] if args.processes else []
+    overwrite = ["--overwrite"] if args.overwrite else []
+    speak = voice_commands(student, args.studies, root, voice, args.name, [*options, *processes, *overwrite])
     # A text that fails must not hold up all others: such studies are counted below and set aside by Critique.
-    compare = [*options, "--allow-failures"] if args.strategy in NEEDS_MODEL else options
+    compare = [*options, *processes, "--allow-failures"] if args.strategy in NEEDS_MODEL else options
     listen = compare_commands(student, heard, root, again, made, args.name, args.strategy, compare)
-    stages.run_stage(args.out, CHAIN, "voice", speak, keep=True)
-    stages.run_stage(args.out, CHAIN, "compare", listen, keep=True)
+    stages.run_stage(args.out, CHAIN, "voice", speak, keep=True, careful=True)
+    stages.run_stage(args.out, CHAIN, "compare", listen, keep=True, careful=True)
     merge = " (merge the adapter first: README.md, step 5)" if kind == "adapter" else ""
     print(f"\n{summary(again, args.name)}\nwritten: {made}")
     print(f"next: bash APO-Qwen2.5.sh --model {student} --dataset {made} --image_root {root}{merge}")

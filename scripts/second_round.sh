@@ -10,6 +10,9 @@
 #   --strategy NAME    of scripts/compare.sh                       (default: dawid_skene)
 #   --image-root DIR   what image paths are relative to            (default: the folder of the studies)
 #   --name NAME        of the student among the teachers           (default: student)
+#   --processes N      answers side by side, one process a GPU     (default: 1)
+#   --backend NAME     transformers or vllm                        (default: transformers)
+#   --overwrite        ask the student again, even if there are answers of other settings
 #   --base DIR, --max-new-tokens N, --batch-size N, --device cuda|cpu, --allow-outside   for answers and consensus
 #
 # The student's own answers are no negatives of the second Critique: they are taken out again after they were heard. An

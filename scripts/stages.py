@@ -71,9 +71,20 @@ def fingerprint(commands: list[list[str]], upstream: dict | None, out: Path) -> 
 
 
 def run_stage(
-    out: Path, chain: list[str], name: str, commands: list[list[str]], *, outputs: list[str] | None = None, keep=False
+    out: Path,
+    chain: list[str],
+    name: str,
+    commands: list[list[str]],
+    *,
+    outputs: list[str] | None = None,
+    keep: bool = False,
+    careful: bool = False,
 ) -> bool:
     """Run a stage unless it is finished; returns whether it ran.
+
+    Args:
+        keep: the commands go on by themselves after an interruption.
+        careful: and they refuse what other settings made: an earlier run's outputs are left to them in any case.
 
     Raises UserError when nothing can be written to `out`, when the stage before is not finished, when foreign files
     stand where the outputs go, when another run uses `out`, or when a command fails (with the log to read and how to go
@@ -101,17 +112,12 @@ def run_stage(
         if marker and marker["state"] == "done" and marker["fingerprint"] == now and not missing:
             print(f"{title}: finished before, {marker['seconds']:.0f} s; not repeated", flush=True)
             return False
-        if marker and marker["state"] == "done":
-            why = (
-                f"{missing[0]} is missing"
-                if marker["fingerprint"] == now
-                else "its settings or an earlier stage changed"
-            )
-            print(f"{title}: runs again, {why}", flush=True)
         resume = bool(keep and marker and marker["state"] == "running" and marker["fingerprint"] == now)
         if resume:
             print(f"{title}: was interrupted, goes on", flush=True)
-        else:
+        elif marker:
+            print(f"{title}: runs again, {reason(marker, now, missing)}", flush=True)
+        if not resume and not (careful and marker):
             clear(out, name, outputs, owned=marker["outputs"] if marker else [])
         later = [stage for stage in chain[number + 1 :] if read_marker(out, stage)]
         if later:
@@ -140,6 +146,13 @@ def run_stage(
         write_seconds(out, chain[: number + 1])
     print(f"{title} ... {seconds:.0f} s", flush=True)
     return True
+
+
+def reason(marker: dict, now: str, missing: list[str]) -> str:
+    """Why a stage with this marker is not finished and does not go on; `now` is its fingerprint."""
+    if marker["fingerprint"] != now:
+        return "its settings or an earlier stage changed"
+    return f"{missing[0]} is missing" if marker["state"] == "done" else "it was interrupted"
 
 
 def clear(out: Path, name: str, outputs: list[str], owned: list[str]) -> None:

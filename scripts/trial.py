@@ -12,7 +12,6 @@ import math
 import os
 import shlex
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from data.errors import UserError, run_cli
 from data.files import read_jsonl
 from data.findings import is_refusal
 from data.records import write_studies
+from scripts.stages import module
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "This is a patient's chest DR image {films}. Please help me determine the patient's disease."
@@ -159,9 +159,8 @@ def main() -> None:
     print(f"{len(studies)} studies, {two} of them with a prior film, {refused} refusals set aside")
 
     trial = Trial(out, films, args.steps)
-    python = [sys.executable, "-P", "-m"]
     student = out / "student"
-    trial.command("student", [*python, "data.phantom.student", "--out", student, "--tokenizer", "qwen", "--seed", 0])
+    trial.command("student", module("data.phantom.student", "--out", student, "--tokenizer", "qwen", "--seed", 0))
 
     full, lora = ["--tuner_type", "full"], ["--tuner_type", "lora"]
     model = ["--model", student]
@@ -191,7 +190,7 @@ def main() -> None:
     trial.train("critique-zero2", "APO-Qwen2.5.sh", 2, consensus, [*model, *lora], bfloat16=True)
 
     answers = ["--split", "test", "--limit", 2, "--max-new-tokens", 8, "--out", out / "answers.jsonl"]
-    generate = [*python, "eval.predict", critique, "--studies", consensus, "--image-root", films, *answers]
+    generate = module("eval.predict", critique, "--studies", consensus, "--image-root", films, *answers)
     trial.command("generate", generate)
     print(f"generated {sum(1 for _ in read_jsonl(out / 'answers.jsonl'))} answers (random student: nothing to read)")
 

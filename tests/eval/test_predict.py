@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from data.errors import UserError
 from eval import predict
+from scripts import side_by_side
 from tests.eval.cases import study
 
 META = {"checkpoint": "abc", "max_new_tokens": 160}
@@ -11,6 +13,10 @@ META = {"checkpoint": "abc", "max_new_tokens": 160}
 
 def studies(count=5):
     return [study(i, {}) for i in range(count)]
+
+
+def answer(asked, student, out, meta, *, batch_size=32, **options):
+    return predict.answer_batches(list(predict.batches(asked, batch_size)), student, out, meta, **options)
 
 
 class Student:
@@ -29,7 +35,7 @@ class Student:
 
 def test_every_study_once_in_order(tmp_path):
     out, student = tmp_path / "p.jsonl", Student()
-    assert predict.predict(studies(), student, out, META, batch_size=2) == 5
+    assert answer(studies(), student, out, META, batch_size=2) == 5
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert rows[0] == {"id": "test-0", "text": "answer to test-0", "finish_reason": "stop"}
     assert [r["id"] for r in rows] == student.asked == [s["id"] for s in studies()]
@@ -37,23 +43,23 @@ def test_every_study_once_in_order(tmp_path):
 
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_file(tmp_path):
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
-    predict.predict(studies(), Student(), whole, META, batch_size=2)
+    answer(studies(), Student(), whole, META, batch_size=2)
     with pytest.raises(KeyboardInterrupt):
-        predict.predict(studies(), Student(until="test-3"), parts, META, batch_size=2)
+        answer(studies(), Student(until="test-3"), parts, META, batch_size=2)
     with open(parts, "a") as file:
         file.write('{"id": "test-2", "te')  # torn by the interruption
     second = Student()
-    assert predict.predict(studies(), second, parts, META, batch_size=2) == 3
+    assert answer(studies(), second, parts, META, batch_size=2) == 3
     assert second.asked == ["test-2", "test-3", "test-4"]
     assert parts.read_bytes() == whole.read_bytes()
 
 
 def test_what_shares_a_batch_does_not_depend_on_interruptions(tmp_path):
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
-    predict.predict(studies(), Student(), whole, META, batch_size=2)
-    predict.predict(studies()[:3], Student(), parts, META, batch_size=2)  # test-2 answered, its neighbour not
+    answer(studies(), Student(), whole, META, batch_size=2)
+    answer(studies()[:3], Student(), parts, META, batch_size=2)  # test-2 answered, its neighbour not
     second = Student()
-    assert predict.predict(studies(), second, parts, META, batch_size=2) == 2
+    assert answer(studies(), second, parts, META, batch_size=2) == 2
     assert second.asked == ["test-2", "test-3", "test-4"], "asked again with its neighbour, kept once"
     assert parts.read_bytes() == whole.read_bytes()
 
@@ -66,26 +72,26 @@ def test_a_row_that_is_no_score(row):
 
 def test_a_finished_run_asks_nobody(tmp_path):
     out = tmp_path / "p.jsonl"
-    predict.predict(studies(), Student(), out, META)
+    answer(studies(), Student(), out, META)
     student = Student()
-    assert predict.predict(studies(), student, out, META) == 0 and not student.asked
+    assert answer(studies(), student, out, META) == 0 and not student.asked
 
 
 def test_stale_answers_are_refused_and_named(tmp_path):
     out = tmp_path / "p.jsonl"
-    predict.predict(studies(), Student(), out, META)
+    answer(studies(), Student(), out, META)
     before = out.read_bytes()
     with pytest.raises(UserError, match="other checkpoint, max_new_tokens.*--overwrite"):
-        predict.predict(studies(), Student(), out, {"checkpoint": "new", "max_new_tokens": 80})
+        answer(studies(), Student(), out, {"checkpoint": "new", "max_new_tokens": 80})
     assert out.read_bytes() == before
-    assert predict.predict(studies(), Student(), out, META | {"checkpoint": "new"}, overwrite=True) == 5
+    assert answer(studies(), Student(), out, META | {"checkpoint": "new"}, overwrite=True) == 5
 
 
 def test_answers_of_unknown_origin_are_refused(tmp_path):
     out = tmp_path / "p.jsonl"
     out.write_text('{"id": "test-0", "text": "x"}\n')
     with pytest.raises(UserError, match="what made it is unknown"):
-        predict.predict(studies(), Student(), out, META)
+        answer(studies(), Student(), out, META)
 
 
 def test_the_digest_follows_prompt_and_film_not_limit(make_file, tmp_path):
@@ -108,3 +114,85 @@ def test_a_path_that_is_no_checkpoint(make_file, tmp_path):
     path = make_file(studies(2))
     with pytest.raises(UserError, match="no such checkpoint"):
         predict.main([str(tmp_path / "nothing"), "--studies", str(path), "--out", str(tmp_path / "p.jsonl")])
+
+
+class Fake:
+    """Stands for the student: answers with the film's name and what shared the batch; breaks down at film `until`."""
+
+    until: str | None = None
+    asked: list[str] = []
+
+    def __init__(self, *_, **__):
+        pass
+
+    def answer(self, prompts, **_):
+        films = [Path(images[0]).stem for _, images in prompts]
+        if self.until in films:
+            raise KeyboardInterrupt
+        self.asked += films
+        return [(f"{film} of {','.join(films)}", "stop") for film in films]
+
+
+@pytest.fixture
+def run(make_file, tmp_path, monkeypatch):
+    """`run(out, *words)`: eval.predict with a stand-in for the student, its processes one after the other."""
+    path = make_file([*studies(3), *(study(i, {}, split="train") for i in range(4))])
+    monkeypatch.setattr(predict.checkpoints, "describe", lambda *_: {})
+    monkeypatch.setattr(predict.checkpoints, "fingerprint", lambda *_: "abc")
+    monkeypatch.setattr("apo.student_engine.Student", Fake)
+    monkeypatch.setattr(Fake, "asked", [])
+
+    def one_after_the_other(module, argv, out, shard, processes, device):
+        assert module == "eval.predict"
+        for number in range(1, processes + 1):
+            i, n = side_by_side.shard_of(shard, number, processes)
+            part = side_by_side.part_of(out, number)
+            predict.main([*argv, "--processes", "1", "--shard", f"{i}/{n}", "--out", str(part)])
+            assert part.exists()
+
+    monkeypatch.setattr(side_by_side, "run", one_after_the_other)
+
+    def run(out, *words):
+        fixed = ["student", "--studies", str(path), "--split", "all", "--batch-size", "2", "--device", "cpu"]
+        predict.main([*fixed, "--out", str(tmp_path / out), *words])
+        return (tmp_path / out).read_bytes()
+
+    return run
+
+
+def test_several_processes_give_the_file_of_one(run, tmp_path):
+    whole = run("whole.jsonl")
+    assert Fake.asked == [*(f"test-{i}" for i in range(3)), *(f"train-{i}" for i in range(4))]
+    for processes in ("2", "3", "9"):
+        assert run(f"by-{processes}.jsonl", "--processes", processes) == whole
+    shards = b"".join(run(f"shard-{i}.jsonl", "--shard", f"{i}/3") for i in (1, 2, 3))
+    assert sorted(shards.splitlines()) == sorted(whole.splitlines()) and shards != whole
+    assert not list(tmp_path.glob("[!.]*.part-*"))
+
+
+@pytest.mark.parametrize("then", ["1", "2", "3"])
+def test_interrupted_processes_go_on_with_as_many_as_are_wanted(run, tmp_path, monkeypatch, then):
+    whole = run("whole.jsonl")
+    monkeypatch.setattr(Fake, "until", "train-1")  # its batch is the third of four, the second of process 1
+    with pytest.raises(KeyboardInterrupt):
+        run("p.jsonl", "--processes", "2")
+    assert [path.name for path in tmp_path.glob("*.part-*.jsonl")] == ["p.jsonl.part-1.jsonl"]
+    monkeypatch.setattr(Fake, "until", None)
+    Fake.asked.clear()
+    assert run("p.jsonl", "--processes", then) == whole
+    assert sorted(Fake.asked) == ["test-2", "train-0", "train-1", "train-2", "train-3"], "what was paid for is kept"
+    assert not list(tmp_path.glob("[!.]*.part-*"))
+
+
+def test_parts_of_other_settings_are_refused_or_begun_again(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Fake, "until", "train-1")
+    with pytest.raises(KeyboardInterrupt):
+        run("p.jsonl", "--processes", "2")
+    monkeypatch.setattr(Fake, "until", None)
+    with pytest.raises(UserError, match="p.jsonl.*was made with other max_new_tokens"):
+        run("p.jsonl", "--processes", "2", "--max-new-tokens", "9")
+    assert len(list(tmp_path.glob("*.part-1.jsonl"))) == 1, "nothing is deleted"
+    whole = run("whole.jsonl")
+    Fake.asked.clear()
+    assert run("p.jsonl", "--processes", "2", "--max-new-tokens", "9", "--overwrite") == whole
+    assert len(Fake.asked) == 7

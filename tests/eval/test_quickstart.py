@@ -49,6 +49,7 @@ def test_help_is_the_head_of_the_script(script):
         (["ckpt", "s.jsonl", "more"], "unexpected: more"),
         (["ckpt", "s.jsonl", "--beta", "1"], "unknown flag --beta"),
         (["ckpt", "s.jsonl", "--out"], "--out needs a value"),
+        (["ckpt", "s.jsonl", "--split", "all"], "--split all: scores are of one split"),
         (["ckpt", "s.jsonl"], "ckpt: no such checkpoint"),
     ],
 )

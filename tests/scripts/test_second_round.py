@@ -38,7 +38,7 @@ def bash(*words):
 
 def test_the_student_is_heard_and_is_no_negative(world, tmp_path):
     student, first = world
-    words = (student, first, "--out", tmp_path, "--max-new-tokens", 8)
+    words = (student, first, "--out", tmp_path, "--max-new-tokens", 8, "--batch-size", 6, "--processes", 2)
     done = bash(*words)
     assert done.returncode == 0, done.stdout + done.stderr
     made = tmp_path / "compare/studies.jsonl"
@@ -51,6 +51,8 @@ def test_the_student_is_heard_and_is_no_negative(world, tmp_path):
         assert study["trajectories"] == before[study["id"]]["trajectories"], "the teachers' alone"
         assert study["consensus"]["strategy"] == "dawid_skene" != before[study["id"]]["consensus"]["strategy"]
     assert len(heard) == 12
+    log = (tmp_path / "logs/voice.log").read_text()
+    assert "[1/2] 6/6 answers" in log and "[2/2] 6/6 answers" in log
     assert "answers of student: 0 heard, " in done.stdout and "studies without a consensus: 0\n" in done.stdout
     again = bash(*words)
     assert again.returncode == 0 and again.stdout.count("finished before") == 2
@@ -63,20 +65,24 @@ def test_an_interrupted_round_goes_on(world, tmp_path, monkeypatch, capsys):
     def stop(command, log, *_, **__):
         ran.append(command)
         log.touch()
-        return 130 if len(ran) % 3 == 0 else 0
+        return 130
 
     monkeypatch.setattr(stages, "execute", stop)
     with pytest.raises(UserError, match="stage voice failed with status 130"):
         second_round.main([str(student), str(first), "--out", str(tmp_path)])
-    assert [command[command.index("--split") + 1] for command in ran] == ["train", "validate", "test"]
+    assert ran[0][ran[0].index("--split") + 1] == "all"
     marker = stages.read_marker(tmp_path, "voice")
     assert marker["state"] == "running" and not stages.read_marker(tmp_path, "compare")
-    kept = tmp_path / "voice/train.jsonl"
+    kept = tmp_path / "voice/answers.jsonl"
     kept.parent.mkdir()
     kept.touch()
     with pytest.raises(UserError, match="stage voice failed"):
         second_round.main([str(student), str(first), "--out", str(tmp_path)])
     assert "voice: was interrupted, goes on" in capsys.readouterr().out and kept.exists()
+    # Other settings: eval.predict itself knows whether these answers can be gone on with.
+    with pytest.raises(UserError, match="stage voice failed"):
+        second_round.main([str(student), str(first), "--out", str(tmp_path), "--processes", "2"])
+    assert "voice: runs again, its settings or an earlier stage changed" in capsys.readouterr().out and kept.exists()
 
 
 def test_options_reach_answers_and_consensus(world, tmp_path, monkeypatch):
@@ -84,13 +90,16 @@ def test_options_reach_answers_and_consensus(world, tmp_path, monkeypatch):
     ran = {}
     monkeypatch.setattr(stages, "run_stage", lambda out, chain, name, commands, **_: ran.update({name: commands}))
     monkeypatch.setattr(second_round, "summary", lambda *_: "")
-    words = ["--strategy", "self", "--allow-outside", "--device", "cpu", "--image-root", "films"]
+    words = ["--strategy", "self", "--allow-outside", "--device", "cpu", "--image-root", "films", "--processes", "2"]
     second_round.main([str(student), str(first), "--out", str(tmp_path), *words])
-    for command in (*ran["voice"][:3], ran["compare"][0]):
+    for command in (ran["voice"][0], ran["compare"][0]):
         assert "--allow-outside" in command and command[command.index("--device") + 1] == "cpu"
+        assert command[command.index("--processes") + 1] == "2"
         assert command[command.index("--image-root") + 1] == str(Path("films").absolute())
     assert "--allow-failures" in ran["compare"][0], "one text that fails does not hold up the others"
     assert ran["compare"][0][4:6] == [str(student), str(tmp_path / "voice/studies.jsonl")]
+    second_round.main([str(student), str(first), "--out", str(tmp_path), "--processes", "2"])
+    assert "--processes" in ran["voice"][0] and "--processes" not in ran["compare"][0], "fitted on all studies together"
 
 
 @pytest.mark.parametrize(

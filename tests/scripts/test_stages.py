@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from data.errors import UserError
+from scripts import stages
 from scripts.plan import ROOT
 
 # Writes a line of the log, then one of the result; the first run of those that are to be stopped then waits.
@@ -68,6 +70,20 @@ def test_a_finished_stage_is_not_repeated_and_a_changed_one_is(tmp_path):
     changed = run(tmp_path, "--keep", stop=0)  # the same, written otherwise
     assert "runs again, its settings or an earlier stage changed" in changed.stdout
     assert result(tmp_path).read_text() == "begun\n", "what the earlier settings made is gone"
+
+
+def test_what_commands_judge_themselves_is_left_to_them(tmp_path):
+    def stage(text, **options):
+        append = f"open({str(tmp_path / 'step')!r}, 'a').write({text!r})"
+        return stages.run_stage(tmp_path, ["step"], "step", [[sys.executable, "-c", append]], keep=True, **options)
+
+    (tmp_path / "step").touch()
+    with pytest.raises(UserError, match="was not made by stage step"):
+        stage("a", careful=True)
+    (tmp_path / "step").unlink()
+    assert stage("a", careful=True) and stage("b", careful=True)
+    assert (tmp_path / "step").read_text() == "ab"
+    assert stage("c") and (tmp_path / "step").read_text() == "c"
 
 
 def test_an_out_that_is_a_file_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Compare with several processes: what each is told, and how their files become one. The processes are stand-ins."""
+"""Several processes: what each is told, and how those of Compare become one file. The processes are stand-ins."""
 
 import json
 import os
@@ -7,14 +7,15 @@ import sys
 
 import pytest
 
-from apo import side_by_side
+from apo.compare import put_together
 from data.errors import UserError
 from data.records import read_studies
+from scripts import side_by_side
 
 # Takes its shard of the studies as apo.compare does; says what it was told.
 WORKER = """
 import json, os, sys
-words = sys.argv[1:]
+words = sys.argv[2:]
 def last(name):
     return words[len(words) - 1 - words[::-1].index(name) + 1]
 i, n = map(int, last("--shard").split("/"))
@@ -31,7 +32,7 @@ sys.exit(status)
 
 @pytest.fixture
 def studies(tmp_path, monkeypatch):
-    monkeypatch.setattr(side_by_side, "COMMAND", (sys.executable, "-c", WORKER))
+    monkeypatch.setattr(side_by_side, "PYTHON", (sys.executable, "-c", WORKER))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     path = tmp_path / "studies.jsonl"
     rows = [
@@ -43,16 +44,16 @@ def studies(tmp_path, monkeypatch):
     return path
 
 
-def run(studies, processes, *, shard=(1, 1), on_gpus=False):
+def run(studies, processes, *, shard=(1, 1), device="cpu"):
     out = studies.parent / "out.jsonl"
     argv = [str(studies), "--processes", str(processes), "--shard", "1/1", "--out", str(out)]
-    return side_by_side.run(argv, out, shard, processes, on_gpus=on_gpus), out
+    return side_by_side.run("apo.compare", argv, out, shard, processes, device), out
 
 
 def test_every_study_is_done_once_and_in_order(studies, capsys):
     status, out = run(studies, 3)
     assert status == 0 and not out.exists()
-    assert side_by_side.put_together(out, 3) == 7
+    assert put_together(out, 3) == 7
     made = list(read_studies(out))
     assert [study["id"] for study in made] == [f"s{i}" for i in range(7)]
     assert [study["consensus"]["strategy"] for study in made] == [f"self {i % 3 + 1}" for i in range(7)]
@@ -64,7 +65,7 @@ def test_every_study_is_done_once_and_in_order(studies, capsys):
 def test_a_shard_is_divided_further(studies):
     run(studies, 2, shard=(2, 3))
     out = studies.parent / "out.jsonl"
-    side_by_side.put_together(out, 2)
+    put_together(out, 2)
     assert [study["id"] for study in read_studies(out)] == ["s1", "s4"]
     parts = [side_by_side.shard_of((2, 3), number, 2) for number in (1, 2)]
     covered = sorted(place for i, n in parts for place in range(i - 1, 60, n))
@@ -75,7 +76,7 @@ def test_a_shard_is_divided_further(studies):
 def test_each_process_has_a_gpu_of_its_own(studies, monkeypatch, capsys, visible, given):
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    run(studies, 2, on_gpus=True)
+    run(studies, 2, device="cuda")
     printed = sorted(capsys.readouterr().out.splitlines())
     assert [line.split()[2] for line in printed] == given
 
@@ -98,7 +99,7 @@ def test_a_process_that_ends_badly_is_named_and_nothing_is_put_together(studies,
 SLOW = """
 import os, pathlib, signal, sys, time
 shard = sys.argv[len(sys.argv) - 1 - sys.argv[::-1].index("--shard") + 1]
-here = pathlib.Path(sys.argv[1])
+here = pathlib.Path(sys.argv[2])
 (here / f"pid-{shard[0]}").write_text(str(os.getpid()))
 if shard == "2/2":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -116,12 +117,12 @@ def test_no_process_is_left_after_an_interruption(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(side_by_side, "COMMAND", (sys.executable, "-c", SLOW))
+    monkeypatch.setattr(side_by_side, "PYTHON", (sys.executable, "-c", SLOW))
     monkeypatch.setattr(side_by_side, "PATIENCE", 1)
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
-            side_by_side.run([str(tmp_path)], tmp_path / "out.jsonl", (1, 1), 2, on_gpus=False)
+            side_by_side.run("apo.compare", [str(tmp_path)], tmp_path / "out.jsonl", (1, 1), 2, "cpu")
     finally:
         signal.signal(signal.SIGUSR1, before)
     for number in (1, 2):

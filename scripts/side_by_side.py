@@ -1,6 +1,6 @@
-"""Compare with several processes, one a GPU: each does every n-th study, and their files become one.
+"""A command that asks a student, in several processes, one a GPU: each does every n-th part of the work.
 
-Every process is the command itself with --shard, and its own FILE.part-K.jsonl; the results are those of one process.
+Every process is the command itself with --shard, and its own FILE.part-K.jsonl, which the command makes one FILE of.
 """
 
 import os
@@ -8,16 +8,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from collections.abc import Sequence
 from pathlib import Path
 
-from data import manifest
 from data.errors import UserError
-from data.records import read_studies, write_studies
+from scripts import machine
 
-COMMAND = (sys.executable, "-P", "-m", "apo.compare")
+PYTHON = (sys.executable, "-P", "-m")
 PATIENCE = 30  # seconds for a process that was asked to end, before it is killed
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "1/4" -> (1, 4); UserError for anything else than i/n with 1 <= i <= n."""
+    i, slash, n = text.partition("/")
+    if not (slash and i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
+        raise UserError(f"--shard {text}: write i/n with 1 <= i <= n, e.g. 1/4")
+    return int(i), int(n)
 
 
 def part_of(out: Path, number: int) -> Path:
@@ -26,7 +32,7 @@ def part_of(out: Path, number: int) -> Path:
 
 
 def shard_of(shard: tuple[int, int], number: int, processes: int) -> tuple[int, int]:
-    """Every `processes`-th study of a shard (i, n), beginning with its `number`-th (from 1), as a shard of the file.
+    """Every `processes`-th part of a shard (i, n), beginning with its `number`-th (from 1), as a shard of the whole.
 
     >>> shard_of((2, 3), 2, 2)
     (5, 6)
@@ -35,18 +41,23 @@ def shard_of(shard: tuple[int, int], number: int, processes: int) -> tuple[int, 
     return i + (number - 1) * n, n * processes
 
 
-def run(argv: Sequence[str], out: Path, shard: tuple[int, int], processes: int, *, on_gpus: bool) -> int:
-    """Run `processes` processes of the command `argv`; 0, or 1 if generations failed in one of them.
+def run(module: str, argv: Sequence[str], out: Path, shard: tuple[int, int], processes: int, device: str | None) -> int:
+    """Run `processes` processes of `python -m MODULE ARGV`; 0, or 1 if generations failed in one of them.
 
     Output lines are marked with the number of their process. When one process fails, the others go on to their end and
     nothing is put together; the same command with as many processes then goes on where each stopped.
 
     Args:
-        on_gpus: give each process one of the GPUs that CUDA_VISIBLE_DEVICES leaves, in turn.
+        device: "cuda", "cpu", or None for a GPU where there is one. Each process has one of the GPUs that
+            CUDA_VISIBLE_DEVICES leaves.
 
     Raises:
-        UserError: a process failed.
+        UserError: there are fewer GPUs, or a process failed.
     """
+    found = len(machine.gpus())
+    on_gpus = (device or ("cuda" if found else machine.default_device())) == "cuda"
+    if on_gpus and 0 < found < processes:
+        raise UserError(f"--processes {processes}: this machine shows {found} GPUs; use at most as many")
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     running: list[subprocess.Popen] = []
     readers: list[threading.Thread] = []
@@ -61,7 +72,11 @@ def run(argv: Sequence[str], out: Path, shard: tuple[int, int], processes: int, 
                     visible[(number - 1) % len(visible)] if visible else f"{number - 1}"
                 )
             process = subprocess.Popen(
-                [*COMMAND, *argv, *own], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+                [*PYTHON, module, *argv, *own],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=environment,
             )
             running.append(process)
             readers.append(threading.Thread(target=_pass_on, args=(process, f"[{number}/{processes}] "), daemon=True))
@@ -81,21 +96,6 @@ def run(argv: Sequence[str], out: Path, shard: tuple[int, int], processes: int, 
             "the same command again, finished studies are not done twice"
         )
     return max(statuses)
-
-
-def put_together(out: Path, processes: int) -> int:
-    """Write the processes' studies to `out` in the order of the file, remove the parts; how many studies."""
-    parts = [part_of(out, number) for number in range(1, processes + 1)]
-
-    def studies() -> Iterator[dict]:
-        for group in zip_longest(*map(read_studies, parts)):
-            yield from (study for study in group if study is not None)
-
-    count = write_studies(out, studies())
-    for part in parts:
-        part.unlink()
-        manifest.sidecar(part).unlink(missing_ok=True)
-    return count
 
 
 def _end(running: Sequence[subprocess.Popen]) -> None:
