@@ -9,11 +9,13 @@ for which there is no consensus is written without one and counted.
 
 `self` keeps finished rows in FILE.partial.jsonl, so that an interrupted run goes on where it stopped; a row is used
 again only if checkpoint, prompt, films and decoding settings are the same. --processes N runs N of them, one a GPU, on
-one machine and writes one FILE. Over several machines, --shard i/n does and writes only every n-th study (`cat` the
-shards together). The label-free strategies are fitted on all studies together, without a model: they take neither.
+one machine and writes one FILE; an interrupted run goes on with any other N. Over several machines, --shard i/n does
+and writes only every n-th study (`cat` the shards together). The label-free strategies are fitted on all studies
+together, without a model: they take neither.
 """
 
 import argparse
+import glob
 import hashlib
 import json
 import math
@@ -30,7 +32,7 @@ from apo import consensus
 from apo.consensus import COMPOSES, NEEDS_MODEL, STRATEGIES, Answer, SelfPrompt, self_prompt, study_rng
 from data import checkpoints, manifest
 from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
-from data.files import append_jsonl, claimed, read_jsonl, sha256_file
+from data.files import append_jsonl, claimed, dump_line, read_jsonl, sha256_file, write_atomic
 from data.records import ALLOW_OUTSIDE, PLACEHOLDER, image_paths, read_studies, require_images, root_of, write_studies
 from scripts import doctor, machine, side_by_side
 
@@ -47,6 +49,7 @@ def self_answers(
     batch_size: int,
     student: Callable[[], tuple[Write, Callable[[str, Sequence[str]], int], int]],
     keep_cut_off: bool = False,
+    made: Path | None = None,
 ) -> Iterator[Answer]:
     """Prompts, generates and stores row by row; yields one Answer a study, in order.
 
@@ -57,6 +60,7 @@ def self_answers(
         student: called once, and only if something is left to generate: (write, length, limit), where write maps
             (prompt, image paths) to (text, finish_reason), length counts a prompt's tokens and limit is their maximum.
         keep_cut_off: take texts that ran into the token limit instead of counting them as failed.
+        made: JSONL of further finished rows, of these and other studies, which is only read.
     """
     studies = list(studies)
     basis = json.dumps(settings, sort_keys=True)
@@ -67,14 +71,14 @@ def self_answers(
             films = [sha256_file(path) for path in image_paths(study, root)]
             keys[study["id"]] = hashlib.sha256(json.dumps([basis, whole.text, films]).encode()).hexdigest()
     done, other = {}, 0
-    if store.exists():
-        for line, row in read_jsonl(store, torn="drop"):
+    for path in (store, made):
+        for line, row in read_jsonl(path, torn="drop") if path and path.exists() else ():
             if not isinstance(row, dict) or not {"id", "key", "text", "order", "dropped"} <= row.keys():
-                raise UserError(f"{store}:{line}: not a row of a compare run; remove the file or choose another --out")
+                raise UserError(f"{path}:{line}: not a row of a compare run; remove the file or choose another --out")
             if keys.get(row["id"]) == row["key"]:
                 done[row["id"]] = row
             else:
-                other += 1
+                other += path == store or row["id"] in keys
     if done or other:
         note = f" ({other} of other settings or studies not used)" if other else ""
         print(f"resuming: {len(done)} of {len(keys)} consensuses are there already{note}", flush=True)
@@ -194,6 +198,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default="fail",
         help="self: texts that reach --max-new-tokens: no consensus (default), or keep them (trials)",
     )
+    parser.add_argument("--made", type=Path, help=argparse.SUPPRESS)  # of a process: the command's finished rows
     parser.add_argument("--allow-failures", action="store_true", help="self: exit 0 even if some generations failed")
     args = parser.parse_args(argv)
     refuse_below_one(args, "max_new_tokens", "batch_size", "max_length", "processes")
@@ -227,6 +232,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.strategy in NEEDS_MODEL:
         require_images(args.studies, [studies[k] for k in chosen], root, allow_outside=args.allow_outside)
     with claimed(args.out):
+        gather_rows(args.out)
+        remove_parts(args.out)
         if args.processes > 1:
             return run_side_by_side(args, sys.argv[1:] if argv is None else argv, root)
         return run_here(args, info if args.strategy in NEEDS_MODEL else None, root, studies, chosen)
@@ -286,11 +293,29 @@ def run_here(args: argparse.Namespace, info: dict | None, root: str, studies: li
 
 def run_side_by_side(args: argparse.Namespace, argv: Sequence[str], root: str) -> int:
     """`self` with args.processes processes; their exit status (0, or 1 if generations failed)."""
-    status = side_by_side.run("apo.compare", argv, args.out, args.shard, args.processes, args.device)
+    words = [*argv, "--made", str(store_of(args.out))]
+    status = side_by_side.run("apo.compare", words, args.out, args.shard, args.processes, args.device)
+    gather_rows(args.out)
     count = put_together(args.out, args.processes)
     manifest.write(args.out, {"studies": args.studies}, made_with(args))
     print(f"written: {args.out} ({count} studies, image paths relative to {root})")
     return status
+
+
+def store_of(out: Path) -> Path:
+    """The finished rows of a run that writes `out`."""
+    return out.with_name(out.name + ".partial.jsonl")
+
+
+def gather_rows(out: Path) -> None:
+    """Put the finished rows that processes side by side left into the command's own, whatever they were made with."""
+    parts = sorted(out.parent.glob(f"{glob.escape(out.name)}.part-*.jsonl.partial.jsonl"))
+    if parts:
+        stores = [path for path in (store_of(out), *parts) if path.exists()]
+        rows = [row for path in stores for _, row in read_jsonl(path, torn="drop")]
+        write_atomic(store_of(out), b"".join(map(dump_line, rows)))
+    for part in parts:
+        part.unlink()
 
 
 def put_together(out: Path, processes: int) -> int:
@@ -302,10 +327,14 @@ def put_together(out: Path, processes: int) -> int:
             yield from (study for study in group if study is not None)
 
     count = write_studies(out, studies())
-    for part in parts:
+    remove_parts(out)
+    return count
+
+
+def remove_parts(out: Path) -> None:
+    for part in out.parent.glob(f"{glob.escape(out.name)}.part-*.jsonl"):
         part.unlink()
         manifest.sidecar(part).unlink(missing_ok=True)
-    return count
 
 
 def run_self(args, info: dict, studies: list[dict], root: str, failed: Counter) -> list[dict | None]:
@@ -334,16 +363,16 @@ def run_self(args, info: dict, studies: list[dict], root: str, failed: Counter) 
     }
 
     def answer(studies: Sequence[dict]) -> Iterator[Answer]:
-        store = args.out.with_name(args.out.name + ".partial.jsonl")
         for one in self_answers(
             studies,
             root=root,
-            store=store,
+            store=store_of(args.out),
             settings=settings,
             seed=args.seed,
             batch_size=args.batch_size,
             student=student,
             keep_cut_off=args.cut_off == "keep",
+            made=args.made,
         ):
             if one.failure:
                 failed[one.failure] += 1

@@ -108,7 +108,7 @@ def gathered(out: Path, meta: dict, studies: Sequence[dict], overwrite: bool = F
     With `overwrite` the parts are removed like `out`.
     """
     done = open_predictions(out, meta, studies, overwrite)
-    parts = [Path(path) for path in sorted(glob.glob(f"{glob.escape(str(out))}.part-*.jsonl"))]
+    parts = sorted(out.parent.glob(f"{glob.escape(out.name)}.part-*.jsonl"))
     if parts and not overwrite:
         rows = {row["id"]: row for _, row in read_jsonl(out, torn="drop")} if out.exists() else {}
         for part in parts:

@@ -45,7 +45,7 @@ def run(module: str, argv: Sequence[str], out: Path, shard: tuple[int, int], pro
     """Run `processes` processes of `python -m MODULE ARGV`; 0, or 1 if generations failed in one of them.
 
     Output lines are marked with the number of their process. When one process fails, the others go on to their end and
-    nothing is put together; the same command with as many processes then goes on where each stopped.
+    nothing is put together; the same command, with as many processes as then are wanted, goes on.
 
     Args:
         device: "cuda", "cpu", or None for a GPU where there is one. Each process has one of the GPUs that

@@ -15,6 +15,7 @@ from data import checkpoints
 from data.errors import UserError
 from data.files import claimed
 from data.records import read_studies
+from scripts import side_by_side
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["Small left effusion. No edema.", "Left effusion noted. No pulmonary edema.", "No effusion. No edema."]
@@ -175,6 +176,31 @@ def test_interrupted_run_goes_on_where_it_stopped(studies, fake):
     again = out.read_bytes()
     run(studies, "--batch-size", "3")
     assert fake.asked == [] and out.read_bytes() == again
+
+
+@pytest.mark.parametrize("then", ["1", "2", "3"])
+def test_interrupted_processes_go_on_with_as_many_as_are_wanted(studies, fake, monkeypatch, then):
+    def one_after_the_other(module, argv, out, shard, processes, device):
+        assert module == "apo.compare"
+        for number in range(1, processes + 1):
+            i, n = side_by_side.shard_of(shard, number, processes)
+            part = side_by_side.part_of(out, number)
+            compare.main([*argv, "--processes", "1", "--shard", f"{i}/{n}", "--out", str(part)])
+        return 0
+
+    monkeypatch.setattr(side_by_side, "run", one_after_the_other)
+    _, whole = run(studies, "--batch-size", "1", out="whole.jsonl")
+    fake.asked.clear()
+    fake.stop_after = 4
+    with pytest.raises(KeyboardInterrupt):
+        run(studies, "--batch-size", "1", "--processes", "3")
+    done = fake.asked[:4]
+    fake.stop_after = None
+    fake.asked.clear()
+    _, out = run(studies, "--batch-size", "1", "--processes", then)
+    assert out.read_bytes() == whole.read_bytes()
+    assert len(fake.asked) == 1 and not {*fake.asked} & {*done}
+    assert not list(out.parent.glob("[!.]*.part-*"))
 
 
 @pytest.mark.parametrize(
