@@ -69,10 +69,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     for split in ("train", "validate", "test"):
         default = getattr(Sizes(), split)
         parser.add_argument(f"--{split}", type=int, help=f"films of the split (default: {default})")
+    parser.add_argument("--processes", type=int, metavar="N", help="training processes of a row (default: 2, on one core 1)")
     parser.add_argument("--list", action="store_true", help="what is done and what is left; runs nothing")
     parser.add_argument("--smoke", action="store_true", help="a few films and steps; the numbers mean nothing")
     args = parser.parse_args(argv)
-    refuse_below_one(args, "train", "validate", "test")
+    refuse_below_one(args, "train", "validate", "test", "processes")
     args.world = parse_names(args.world) or ["published"]
     for world in args.world:
         if world not in WORLDS:
@@ -88,9 +89,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def place_of(args: argparse.Namespace, world: str, seed: int) -> Place:
-    """Two training processes, as in scripts/quickstart.sh: on two cores faster than one process with two threads."""
+    """Two training processes, as in scripts/quickstart.sh: on two cores faster than one process with two threads.
+
+    One process a row and two commands side by side, each with its own seeds, finished 1.5 times as many steps an hour.
+    """
     cores = os.cpu_count() or 1
-    return Place(args.out / world / f"seed-{seed}", world, seed, args.sizes, 2 if cores > 1 else 1, max(1, cores // 2))
+    processes = args.processes or min(2, cores)
+    threads = max(1, cores // max(2, processes))
+    return Place(args.out / world / f"seed-{seed}", world, seed, args.sizes, processes, threads)
 
 
 def run_row(

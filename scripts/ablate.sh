@@ -8,6 +8,7 @@
 #   --out DIR      everything that is made: DIR/WORLD/seed-N      (default: runs/ablation; smoke: runs/ablation-smoke)
 #   --ledger FILE  one line for each finished run   (default: docs/results/phantom.jsonl; with --smoke DIR/ledger.jsonl)
 #   --train N, --validate N, --test N    films a split (default: 1500, 60, 400)
+#   --processes N  training processes of a row   (default: 2; with 1, another command with other seeds may run beside it)
 #   --list         what is done and what is left; runs nothing
 #   --smoke        a few films and steps, to see that a row runs; its numbers mean nothing
 #
