@@ -11,7 +11,8 @@ settings:  over the keys of configs/apo_phantom.yaml or configs/sft_phantom.yaml
 after:     another row: this one starts from its trained student, which also speaks in the new consensus
 best_of:   another row, whose checkpoint of the lowest loss on the validation films answers instead of its last one
 student:   taught: Learn starts from a student that was first taught to aggregate (scripts/aggregation.py);
-           plain: Learn reads the trajectories rewritten to the form of the consensus
+           plain: Learn reads the trajectories rewritten to the form of the consensus;
+           seeing: Learn starts from a student that was first taught to see (scripts/sight.py)
 value:     number on the axis of the group's figure
 """
 
@@ -33,9 +34,10 @@ from scripts.settings import as_words, name_problem, read_config
 
 FOLDER = ROOT / "configs" / "ablation"
 LAUNCHERS = ("apo", "sft", "none")
-GROUPS = ("main", "objective", "negatives", "consensus", "beta", "learning rate", "N", "rounds")
+GROUPS = ("main", "objective", "negatives", "consensus", "beta", "learning rate", "N", "rounds", "sight")
 KEYS = ("question", "group", "launcher", "consensus", "variant", "settings", "after", "best_of", "student", "value")
 VARIANT = ("negatives", "weights", "learn_consensus")
+STUDENTS = ("taught", "plain", "seeing")
 EQUAL_FLOPS = "equal_flops"
 AS_CRITIQUE = "as_critique"  # in settings: the value that configs/apo_phantom.yaml has
 # Greedy answers of at most so many tokens, as in scripts/quickstart.sh.
@@ -144,8 +146,8 @@ def _check(path: Path, row: Row) -> None:
         problem = "it is set by scripts/ablate.py" if name in OURS else name_problem(stage, str(name))
         if problem:
             raise UserError(f"{path}: settings: {name}; {problem}")
-    if row.student not in (None, "taught", "plain"):
-        raise UserError(f"{path}: student is {row.student!r}; write taught or plain, or leave it out")
+    if row.student not in (None, *STUDENTS):
+        raise UserError(f"{path}: student is {row.student!r}; write {', '.join(STUDENTS)}, or leave it out")
     if not isinstance(row.value, (int, float, type(None))):
         raise UserError(f"{path}: value {row.value!r}: must be a number")
 

@@ -200,6 +200,33 @@ def test_a_plain_student_learns_from_rewritten_trajectories(place):
     assert run.commands["compare-dawid_skene-plain"][0][5] == str(place.out / "cohort/studies.jsonl"), "as they spoke"
 
 
+def test_a_seeing_student_is_taught_before_learn(place):
+    row = read_row(ROOT / "configs/ablation/pl_nll.yaml")._replace(name="seen", student="seeing")
+    run = Recorder()
+    ablate.run_row(place, row, {}, run)
+    assert run.ran[:6] == ["cohort", "student", "sight", "see", "learn-seeing", "compare-dawid_skene-seeing"]
+    see = run.commands["see"][0]
+    assert flag(see, "--model") == str(place.out / "student") and flag(see, "--dataset").endswith("sight/rows.jsonl")
+    assert flag(run.commands["learn-seeing"][0], "--model") == str(place.out / "see/checkpoint-3")
+    assert flag(run.commands["seen.train"][0], "--model") == str(place.out / "learn-seeing/checkpoint-3")
+
+
+def test_processes_of_a_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate.os, "cpu_count", lambda: 2)
+
+    def shape(*words):
+        place = ablate.place_of(ablate.parse_args(["--out", str(tmp_path), *words]), "published", 0)
+        return place.ranks, place.threads
+
+    assert shape() == (2, 1) and shape("--processes", "1") == (1, 1), "a core is left for a command beside it"
+    monkeypatch.setattr(ablate.os, "cpu_count", lambda: 16)
+    assert shape() == (2, 8) and shape("--processes", "1") == (1, 8) and shape("--processes", "4") == (4, 4)
+    monkeypatch.setattr(ablate.os, "cpu_count", lambda: 1)
+    assert shape() == (1, 1)
+    with pytest.raises(UserError, match="--processes"):
+        ablate.parse_args(["--processes", "0"])
+
+
 def test_smoke_runs_a_few_steps(place):
     run = Recorder()
     ablate.run_row(place._replace(sizes=ablate.SMOKE), read_row(ROOT / "configs/ablation/pl.yaml"), {}, run)

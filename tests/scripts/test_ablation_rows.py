@@ -73,7 +73,7 @@ def test_settings_lie_over_the_phantom_config():
         ({"launcher": "none", "settings": {"beta": 1}}, "launcher none trains nothing"),
         ({"value": "x"}, "must be a number"),
         ({"best_of": "pl"}, "best_of takes another row's student; write launcher none"),
-        ({"student": "clever"}, "write taught or plain"),
+        ({"student": "clever"}, "write taught, plain, seeing"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_file(tmp_path, changes, message):
