@@ -56,6 +56,13 @@ BY_DRIFT = {
     **{f"{stratum} %": (("drift", stratum, "accuracy", "student"), 100, 1) for stratum in STRATA},
     **{f"consensus, {stratum} %": (("drift", stratum, "accuracy", "consensus"), 100, 1) for stratum in STRATA},
 }
+# how sure a student is of its own report (eval/calibration.py)
+SURE = {
+    "films": (("calibration", "films"), 1, 0),
+    "AUC": (("calibration", "auc"), 1, 3),
+    "Brier": (("calibration", "brier"), 1, 3),
+    "ECE": (("calibration", "ece"), 1, 3),
+}
 TRAINING = {
     "consensus moved, nats": (("training", "displacement_chosen"), 1, 1),
     "negatives moved, nats": (("training", "displacement_rejected"), 1, 1),
@@ -94,7 +101,8 @@ def p_text(p: float) -> str:
 
 
 def cell(mean: Mean | None, factor: float, digits: int) -> str:
-    return "" if mean is None else f"{factor * mean.value:.{digits}f}".replace("-0.0", "0.0")
+    """The number to `digits` decimals, without a minus where it rounds to zero."""
+    return "" if mean is None else f"{round(factor * mean.value, digits) + 0.0:.{digits}f}"
 
 
 def title(block: Block) -> str:
@@ -182,6 +190,7 @@ def text_of(found: list[Block], left: int, rows: dict[str, Row], pictures: dict[
                 "Accuracy by third of the films, by conflict between the teachers from low to high:",
                 BY_DRIFT,
             ),
+            ("How sure the student is of its own report, where it is in the consensus' form:", SURE),
             ("Training and rewards:", TRAINING),
         ):
             table = more_table(block, rows, columns)

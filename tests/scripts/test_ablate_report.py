@@ -5,7 +5,7 @@ import pytest
 from data.errors import UserError
 from data.files import append_jsonl
 from scripts import ablate_report
-from scripts.ablate_report import BEGIN, END, NOTHING, main, replaced
+from scripts.ablate_report import BEGIN, END, NOTHING, cell, main, replaced
 from scripts.ablation_figures import figures, sweep_points
 from scripts.ablation_rows import Sizes, digest, read_rows, resolved
 from scripts.ablation_tables import baselines, blocks, compare, mean_of, paired
@@ -182,3 +182,9 @@ def test_a_sweep_takes_the_reference_at_its_own_value():
 
 def test_the_shipped_document_is_what_the_ledger_gives(capsys):
     assert ablate_report.main(["--check"]) == 0, "run python -m scripts.ablate_report"
+
+
+def test_a_small_negative_number_keeps_its_sign():
+    values = (-0.05, -0.001, 0.0, 0.051, -0.0849)
+    assert [cell(mean_of({0: value}), 1, 2) for value in values] == ["-0.05", "0.00", "0.00", "0.05", "-0.08"]
+    assert cell(mean_of({0: -0.0004}), 100, 1) == "0.0" and cell(None, 1, 2) == ""
