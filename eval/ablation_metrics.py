@@ -1,7 +1,7 @@
 """Every number of one run of the ablation matrix, from what it left behind: one JSON object.
 
     python -m eval.ablation_metrics --studies COMPARED.jsonl --answers test.jsonl --results results.json --out FILE.json
-        [--rewards rewards.jsonl --log logging.jsonl --beta 0.1 --trained-on STUDIES.jsonl]
+        [--rewards rewards.jsonl --log logging.jsonl --beta 0.1 --trained-on STUDIES.jsonl] [--calibration sure.jsonl]
 
 - accuracy, balanced accuracy, laterality, malformed: the student's row of results.json (eval/phantom.py), and beside it
   the teachers, the majority class and the consensus on the same films;
@@ -18,7 +18,8 @@
   (the shortcuts), and how many of the five findings the trajectory has wrong (what the margin should follow);
 - `style_auc`: how well word counts alone tell the consensus from the negatives of the training file, the words of the
   consensus form struck out, on the validation films. 0.5: not at all;
-- `kl`: mean log-ratio of own samples (eval/rewards.py).
+- `kl`: mean log-ratio of own samples (eval/rewards.py);
+- `calibration`: of P(present) in the student's own reports (eval/calibration.py), over all films and the five findings.
 
 A number that is not defined is null.
 """
@@ -44,6 +45,7 @@ from eval import presence
 from eval.phantom import consensus_texts, split_of, teacher_texts
 from eval.predict import read_answers
 from eval.report import read_log
+from eval.statistics import calibration
 
 CURVE = (
     "logps/chosen",
@@ -269,6 +271,16 @@ def result_metrics(results: dict) -> dict[str, Any]:
     return found
 
 
+def sureness(rows: Sequence[dict], studies: Sequence[dict]) -> dict[str, Any]:
+    """Calibration of eval.calibration's rows against the truth of `studies`, all findings together."""
+    truths = {study["id"]: presence.read_truth(study) for study in studies}
+    unknown = [row["id"] for row in rows if row["id"] not in truths]
+    if unknown:
+        raise UserError(f"study {unknown[0]!r}: has probabilities and is not in the file of studies; check --studies")
+    pairs = [(presence.is_present(truths[row["id"]], label), p) for row in rows for label, p in row["p"].items()]
+    return {"films": len(rows), **calibration([there for there, _ in pairs], [p for _, p in pairs])}
+
+
 def read_all(texts: Sequence[str | None]) -> list[presence.Reading | None]:
     return [presence.read_answer(text) for text in texts]
 
@@ -293,6 +305,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--log", type=Path, help="logging.jsonl of the training")
     parser.add_argument("--beta", type=float, help="of the training, to turn rewards into nats from its reference")
     parser.add_argument("--trained-on", type=Path, help="study file whose consensus and trajectories were trained on")
+    parser.add_argument("--calibration", type=Path, help="rows of eval.calibration")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
     studies = list(read_studies(args.studies))
@@ -314,6 +327,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     metrics["training"] = training_curve(read_log(args.log), args.beta) if args.log else {}
     if args.rewards:
         metrics["rewards"] = reward_metrics([row for _, row in read_jsonl(args.rewards)], studies, style)
+    if args.calibration:
+        metrics["calibration"] = sureness([row for _, row in read_jsonl(args.calibration)], studies)
     write_atomic(args.out, json.dumps(rounded(metrics), indent=2, allow_nan=False) + "\n")
     print(f"mean accuracy {metrics['mean_accuracy']:.4f}; written: {args.out}")
 

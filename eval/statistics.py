@@ -16,6 +16,8 @@ from scipy.stats import norm, rankdata
 
 from data.errors import UserError
 
+BINS = 10  # of probabilities, equal in width
+
 
 def interval(samples: np.ndarray, level: float = 0.95) -> list[float]:
     """Percentile interval [low, high]."""
@@ -208,3 +210,24 @@ def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
     adjusted = multipletests([p_values[name] for name in given], method="holm")[1] if given else []
     found = dict(zip(given, map(float, adjusted), strict=True))
     return {name: found.get(name) for name in p_values}
+
+
+def calibration(truth: Sequence[bool], probability: Sequence[float]) -> dict[str, float | int | None]:
+    """Brier score, expected calibration error over BINS bins of equal width (Naeini et al. 2015), AUC, and n.
+
+    The AUC is null where all are present or all absent; everything is null for n = 0.
+    """
+    from sklearn.metrics import brier_score_loss, roc_auc_score
+
+    there, p = np.asarray(truth, bool), np.asarray(probability, float)
+    if not len(p):
+        return {"n": 0, "brier": None, "ece": None, "auc": None}
+    place = np.minimum((p * BINS).astype(int), BINS - 1)
+    gaps = [abs(p[place == b].mean() - there[place == b].mean()) * (place == b).mean() for b in set(place.tolist())]
+    both = there.any() and not there.all()
+    return {
+        "n": len(p),
+        "brier": float(brier_score_loss(there, p, pos_label=True)),
+        "ece": float(sum(gaps)),
+        "auc": float(roc_auc_score(there, p)) if both else None,
+    }

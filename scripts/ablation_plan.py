@@ -18,6 +18,7 @@ from scripts.second_round import compare_commands, voice_commands
 from scripts.settings import Value, read_config
 from scripts.stages import Command, module
 
+CALIBRATED = 100  # films; twenty texts each
 VOICE = "student"  # the critiqued student among the teachers of a second round
 
 
@@ -263,7 +264,10 @@ def scoring_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]:
     def answer() -> list[Command]:
         student = trained(place, row)
         test = ("--studies", studies, "--split", "test", *films, *ANSWER)
-        commands = [module("eval.predict", student, *test, "--out", folder / "answer" / "test.jsonl")]
+        answers = folder / "answer" / "test.jsonl"
+        commands = [module("eval.predict", student, *test, "--out", answers)]
+        own = ("--studies", studies, "--answers", answers, *films, "--limit", CALIBRATED)
+        commands.append(module("eval.calibration", student, *own, "--out", folder / "answer" / "sure.jsonl"))
         if row.launcher != "none":
             reference, made = start_of(place, row, rows), folder / "answer" / "rewards.jsonl"
             own = ("--reference", reference, "--studies", studies, "--split", "validate", *films)
@@ -274,6 +278,7 @@ def scoring_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]:
         results, made = folder / "score" / "results.json", folder / "score" / "metrics.json"
         answers = folder / "answer" / "test.jsonl"
         words = ["--studies", studies, "--answers", answers, "--results", results]
+        words += ["--calibration", folder / "answer" / "sure.jsonl"]
         if row.launcher != "none":
             words += ["--rewards", folder / "answer" / "rewards.jsonl", "--log", folder / "train" / "logging.jsonl"]
             # Rewards without a reference say nothing of how far a text moved from it.
