@@ -112,7 +112,10 @@ def test_the_stages_of_a_critique(place):
     assert json.loads(flag(train, "--model_kwargs")) == {"apo_cache_dir": str(place.out / "reference/learn")}
     (variant,) = run.commands["n3.variant"]
     assert flag(variant, "--negatives") == "first-3" and flag(variant, "--seed") == "3"
-    predict, rewards = run.commands["n3.answer"]
+    predict, sure, rewards = run.commands["n3.answer"]
+    assert flag(sure, "--answers") == flag(predict, "--out") and sure[4] == predict[4], "the student that answered"
+    score = run.commands["n3.score"][-1]
+    assert (flag(score, "--calibration"), flag(score, "--rewards")) == (flag(sure, "--out"), flag(rewards, "--out"))
     assert flag(predict, "--split") == "test" and flag(rewards, "--reference").endswith("learn/checkpoint-3")
     assert flag(predict, "--studies") == str(place.out / "compare-dawid_skene/studies.jsonl"), (
         "as it was, not the variant"
@@ -122,7 +125,8 @@ def test_the_stages_of_a_critique(place):
 def test_a_row_without_training_scores_the_learnt_student(place):
     run = Recorder()
     ablate.run_row(place, read_row(ROOT / "configs/ablation/learn.yaml"), {}, run)
-    assert run.ran[-2:] == ["learn.answer", "learn.score"] and len(run.commands["learn.answer"]) == 1
+    assert run.ran[-2:] == ["learn.answer", "learn.score"]
+    assert [command[3] for command in run.commands["learn.answer"]] == ["eval.predict", "eval.calibration"]
     assert str(place.out / "learn/checkpoint-3") in run.commands["learn.answer"][0]
 
 
@@ -139,8 +143,8 @@ def test_the_best_checkpoint_of_another_row_answers(place):
         ablate.run_row(place, all_rows["sft_consensus_flops_best"], all_rows, run)
     own = ["sft_consensus_flops_best.answer", "sft_consensus_flops_best.score"]
     assert run.ran[-3:] == ["sft_consensus_flops.train", *own], "the other row's training, shared, and no other"
-    (answer,) = run.commands[own[0]]
-    assert str(best) in answer and str(state.parent) not in answer
+    for command in run.commands[own[0]]:
+        assert str(best) in command and str(state.parent) not in command
 
 
 def test_a_second_round_of_learning_on_the_consensus(place):
