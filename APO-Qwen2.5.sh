@@ -3,7 +3,7 @@
 #
 #     bash APO-Qwen2.5.sh [CONFIG.yaml] [--flag value ...] [--dry-run]
 #
-#     bash APO-Qwen2.5.sh --model MERGED --dataset consensus.jsonl --image_root films   # the published 7B setting
+#     bash APO-Qwen2.5.sh --model MERGED --dataset consensus.jsonl --image_root films   # the 7B student
 #     bash APO-Qwen2.5.sh configs/apo_phantom.yaml                                      # the same stage on a CPU
 #     bash APO-Qwen2.5.sh --beta 0.2 --rpo_alpha 0.5 --dry-run                          # print the command, run nothing
 #
@@ -16,12 +16,13 @@
 # Default configuration: configs/apo_qwen2_5_vl_7b.yaml
 #     hardware          2 GPUs of 80 GB (2 processes when two or more are visible, 1 when one is), DeepSpeed ZeRO-2
 #     tuning            LoRA rank 8, alpha 32, all linear layers of the language model; bfloat16
-#     objective         beta 0.1 (not published: ms-swift's default for DPO)
+#     objective         beta 0.1 (not published: ms-swift's default for DPO); the likelihood of the consensus added
+#                       (rpo_alpha 1, not in the paper; `--rpo_alpha 0` is the published objective)
 #     optimiser         AdamW, learning rate 5e-7, 5 % warm-up, 1 epoch
 #     batch             32 studies a step, whatever the number of GPUs: 2 a GPU x accumulation
 #     length            4096 tokens a response with its film; nothing is ever cut
 #
-# Every argument of `swift rlhf` is a flag, and a key of the YAML; flags win. `--loss_type sigmoid` runs stock DPO.
+# Every argument of `swift rlhf` is a flag, and a key of the YAML; flags win. `--loss_type sigmoid --rpo_alpha 0` runs stock DPO.
 # `dataset` takes study records with a consensus (scripts/compare.sh writes them) or ms-swift rows with
 # `negative_messages`. Studies that give no row: --on_missing_consensus drop, --on_missing_negative drop,
 # --on_identical drop-negative; that are too long: --overlong drop. Environment: NPROC_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT.

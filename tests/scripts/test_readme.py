@@ -137,12 +137,7 @@ def test_settings_told_are_those_of_the_configs():
         wanted = values | (published if name.endswith("7b") else {})
         assert {key: config.get(key) for key in wanted} == wanted, name
     apo = yaml.safe_load((ROOT / "configs/apo_qwen2_5_vl_7b.yaml").read_text(encoding="utf-8"))
-    assert (apo["beta"], apo["loss_type"], apo["deepspeed"], apo.get("rpo_alpha")) == (
-        0.1,
-        "plackett_luce",
-        "zero2",
-        None,
-    )
+    assert (apo["beta"], apo["loss_type"], apo["deepspeed"], apo["rpo_alpha"]) == (0.1, "plackett_luce", "zero2", 1.0)
 
 
 def test_version_is_the_same_everywhere():
