@@ -147,7 +147,7 @@ def main_table(block: Block, rows: dict[str, Row]) -> list[str]:
 
 
 def supervised_table(block: Block, rows: dict[str, Row]) -> list[str]:
-    """Rows that share two seeds or more with a row of SUPERVISED, against those; [] without any."""
+    """Rows that share enough seeds for a test with a row of SUPERVISED, against those; [] without any."""
     names, columns = ordered(block, rows), {}
     for base in SUPERVISED:
         found = compare(block, names, by_seed(block.lines.get(base, {}), "mean_accuracy"), skip=base)

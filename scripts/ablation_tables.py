@@ -10,6 +10,7 @@ from eval.statistics import holm
 from scripts.ablation_rows import Row, Sizes, digest, resolved
 
 SEEDS = 5  # what a row is meant to have; one with fewer says its n
+LEAST = 3  # below that a t interval is wider than the scale, and a test only makes those of other rows stricter
 REFERENCE = "pl_nll"
 TEACHER = "best teacher"
 
@@ -26,7 +27,7 @@ class Block(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """Mean over `n` seeds with its 95 % t interval (None for one seed)."""
+    """Mean over `n` seeds with its 95 % t interval (None for fewer than LEAST seeds)."""
 
     n: int
     value: float
@@ -71,19 +72,19 @@ def mean_of(values: BySeed) -> Mean | None:
     if not n:
         return None
     value = float(numbers.mean())
-    if n == 1:
-        return Mean(1, value, None, None)
+    if n < LEAST:
+        return Mean(n, value, None, None)
     reach = float(t.ppf(0.975, n - 1) * numbers.std(ddof=1) / math.sqrt(n))
     return Mean(n, value, value - reach, value + reach)
 
 
 def paired(a: BySeed, b: BySeed) -> tuple[Mean | None, float | None]:
-    """(a - b over the seeds that both have, p of the paired t test); p None for one seed or equal differences."""
+    """(a - b over the seeds that both have, p of the paired t test); p None for fewer than LEAST seeds or equal differences."""
     from scipy.stats import ttest_rel
 
     seeds = sorted(a.keys() & b.keys())
     difference = mean_of({seed: a[seed] - b[seed] for seed in seeds})
-    if len(seeds) < 2:
+    if len(seeds) < LEAST:
         return difference, None
     first, second = [a[seed] for seed in seeds], [b[seed] for seed in seeds]
     if np.ptp(np.subtract(first, second)) < 1e-12:
