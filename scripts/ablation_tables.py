@@ -79,7 +79,7 @@ def mean_of(values: BySeed) -> Mean | None:
 
 
 def paired(a: BySeed, b: BySeed) -> tuple[Mean | None, float | None]:
-    """(a - b over the seeds that both have, p of the paired t test); p None for fewer than LEAST seeds or equal differences."""
+    """(a - b over the seeds that both have, p of the paired t test); p None below LEAST seeds or without spread."""
     from scipy.stats import ttest_rel
 
     seeds = sorted(a.keys() & b.keys())
