@@ -6,8 +6,8 @@
   Every other loss type runs stock ms-swift DPO;
 - a clock that was set back deletes no new checkpoint (apo/rotation.py);
 - ranks on CPUs end without an abort (apo/gloo.py);
-- numbers below 1e-38 are zero on CPUs in ms-swift's processes. Where the consensus has won, the negatives' gradients are
-  such numbers, which an x86 core multiplies so slowly that a step took up to eight times as long.
+- numbers below 1e-38 are zero on CPUs in ms-swift's processes. Where the consensus has won, the negatives' gradients
+  are such numbers, which an x86 core multiplies so slowly that a step took up to eight times as long.
 
 Kept thin: ms-swift loads this file under a private module name, and classes made here could not be pickled by spawned
 data-loader workers.
