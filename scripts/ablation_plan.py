@@ -260,14 +260,16 @@ def scoring_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]:
     folder, name = place.row(row.name), row.name
     studies = compared(place, row)
     films = ("--image-root", place.out / "cohort")
+    answers, sure = (folder / "answer" / file for file in ("test.jsonl", "sure.jsonl"))
 
     def answer() -> list[Command]:
         student = trained(place, row)
         test = ("--studies", studies, "--split", "test", *films, *ANSWER)
-        answers = folder / "answer" / "test.jsonl"
-        commands = [module("eval.predict", student, *test, "--out", answers)]
-        own = ("--studies", studies, "--answers", answers, *films, "--limit", CALIBRATED)
-        commands.append(module("eval.calibration", student, *own, "--out", folder / "answer" / "sure.jsonl"))
+        asked = ("--studies", studies, "--answers", answers, *films, "--limit", CALIBRATED)
+        commands = [
+            module("eval.predict", student, *test, "--out", answers),
+            module("eval.calibration", student, *asked, "--out", sure),
+        ]
         if row.launcher != "none":
             reference, made = start_of(place, row, rows), folder / "answer" / "rewards.jsonl"
             own = ("--reference", reference, "--studies", studies, "--split", "validate", *films)
@@ -276,9 +278,7 @@ def scoring_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]:
 
     def score() -> list[Command]:
         results, made = folder / "score" / "results.json", folder / "score" / "metrics.json"
-        answers = folder / "answer" / "test.jsonl"
-        words = ["--studies", studies, "--answers", answers, "--results", results]
-        words += ["--calibration", folder / "answer" / "sure.jsonl"]
+        words = ["--studies", studies, "--answers", answers, "--results", results, "--calibration", sure]
         if row.launcher != "none":
             words += ["--rewards", folder / "answer" / "rewards.jsonl", "--log", folder / "train" / "logging.jsonl"]
             # Rewards without a reference say nothing of how far a text moved from it.
