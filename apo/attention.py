@@ -40,6 +40,11 @@ def split_attention(
     on (apo/self_check.py).
     """
     settings = {"dropout_p": dropout, "scale": scaling}
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        # As sdpa does itself under autocast. The causal bias compares dtypes before that, and the rotary embedding has
+        # made query and key float32.
+        query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
     shapes: Shapes | None = kwargs.get(SHAPES_KEY)
     if shapes is not None:
         proven = agree(split_rows, masked_rows, (query, key, value), shapes, scaling)

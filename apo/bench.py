@@ -29,10 +29,10 @@ import numpy as np
 
 from apo.bench_cases import (
     CASES,
-    MINIMUM,
+    CHOICES,
     Settings,
-    available_memory,
     check,
+    free_memory,
     make_rows,
     make_student,
     random_words,
@@ -45,8 +45,6 @@ from data.files import write_atomic
 ROOT = Path(__file__).parents[1]
 OURS, CACHED, PLAIN = "shared_split", "shared_split_cached", "plain_rows"
 PACKAGES = ("torch", "transformers", "ms-swift", "trl", "peft", "accelerate")
-# A worker with everything imported, before its model.
-WORKER_BYTES = 1_200_000_000
 BUSY = 0.3
 
 
@@ -279,7 +277,7 @@ def measure(settings: Settings, names: Sequence[str], *, profile: Sequence[str] 
         words = random_words(np.random.default_rng(settings.seed), 6000)
         result["tokenizer"] = make_student(folder / "student", settings, words)
         rows = make_rows(folder, settings, folder / "student", words)
-        memory = max(available_memory() - len(names) * WORKER_BYTES, 0)
+        memory = free_memory(settings, folder / "student", len(names))
         specs = {name: worker_spec(name, settings, folder, folder / "student", rows, memory) for name in names}
         progress(f"student and rows written; starting {len(names)} cases")
         workers = []
@@ -287,16 +285,18 @@ def measure(settings: Settings, names: Sequence[str], *, profile: Sequence[str] 
             workers.append(Worker(spec))
             stack.callback(workers[-1].close)
         for worker in workers:
-            result["threads"] = worker.answer()["threads"]
+            ready = worker.answer()
+            result["threads"], result["device"] = ready["threads"], ready["device"]
         progress("all cases stand at their first step")
         checks, extra = {}, {}
         for worker in workers:
             checks[worker.name] = {**worker.ask("check"), "films_of_studies": settings.studies}
+            # Before the timing: what cannot be counted is found while nothing is lost.
+            extra[worker.name] = worker.ask("flops")
             progress(f"{worker.name}: checked")
         seconds = take_turns(workers, settings.warmup + settings.steps, progress)
         for worker in workers:
-            # Memory first: counting operations is no part of a step.
-            extra[worker.name] = {**worker.ask("memory"), **worker.ask("load"), **worker.ask("flops")}
+            extra[worker.name] |= {**worker.ask("memory"), **worker.ask("load")}
         result["profiles"] = {w.name: w.ask("profile")["profile"] for w in workers if w.name in profile}
         result |= differences(folder, checks)
     cases = {}
@@ -372,9 +372,11 @@ def parse_arguments() -> argparse.Namespace:
         prog="python -m apo.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for name, value in asdict(Settings()).items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=int, default=value, metavar="N", help=f"default {value}"
-        )
+        flag, text = f"--{name.replace('_', '-')}", f"default {value}"
+        if name in CHOICES:
+            parser.add_argument(flag, default=value, help=f"{', '.join(CHOICES[name])}; {text}")
+        else:
+            parser.add_argument(flag, type=int, default=value, metavar="N", help=text)
     parser.add_argument("--cases", default=",".join(CASES), help=f"some of {','.join(CASES)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to FILE")
     parser.add_argument("--profile", default="", metavar="CASES", help="print a profile of one step of these cases")
@@ -395,7 +397,7 @@ def pick_cases(text: str, flag: str, known: Sequence[str]) -> list[str]:
 
 def main() -> None:
     args = parse_arguments()
-    settings = Settings(**{name: getattr(args, name) for name in MINIMUM})
+    settings = Settings(**{name: getattr(args, name) for name in asdict(Settings())})
     if args.table:
         for path in args.table:
             print(results_text(read_json(path, "cases")))

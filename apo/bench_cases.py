@@ -8,17 +8,25 @@ from pathlib import Path
 
 import numpy as np
 
+from apo.shapes import RELEASED, released_config
 from data.errors import UserError
 from data.phantom import PROMPT, qwen_tokenizer
 from data.phantom.student import MERGE, PATCH, SHAPES, Shape, build_student
+from scripts import machine
 
 SYSTEM = "You are a helpful assistant."
 PIXELS_A_TOKEN = PATCH * MERGE  # a side: one film token is 28 x 28 pixels
 END_TOKENS = 2  # <|im_end|> and the newline that ms-swift trains on too
 LEARNT_VOCAB = 8192
 SPREAD = 0.25
+# A worker with everything imported, before its model; and what a CUDA context takes of a GPU.
+WORKER_BYTES = 1_200_000_000
+CONTEXT_BYTES = 1_000_000_000
 # Of stock logits [rows, L, V]: the logits, their log-softmax and their gradient are alive together.
 LOGITS_COPIES = 3.5
+# Of the released models: rotary frequencies for time, height and width.
+MROPE = [16, 24, 24]
+TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,8 @@ class Settings:
     """One measurement. Token numbers are what the inputs aim at; the result holds what they really were.
 
     `batch`: pairs or rows a micro-batch of the stock cases, the rest by accumulation; 0: as many as memory allows.
-    `threads`: 0 leaves the number to PyTorch.
+    `threads`: 0 leaves the number to PyTorch. `size`: `mid`, a stand-in of `hidden`, `layers` and `vocab`, or `7B` and
+    others, a released Qwen2.5-VL with random weights, which has its own.
     """
 
     prompt_tokens: int = 600
@@ -41,8 +50,12 @@ class Settings:
     layers: int = 6
     batch: int = 0
     threads: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    size: str = "mid"
 
 
+CHOICES = {"device": ("cpu", "cuda"), "dtype": ("float32", "bfloat16"), "size": ("mid", *RELEASED)}
 MINIMUM = {
     "prompt_tokens": 1,
     "response_tokens": 4,
@@ -93,6 +106,11 @@ def check(settings: Settings) -> None:
         if getattr(settings, name) < least:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} {getattr(settings, name)}: must be at least {least}")
+    for name, choices in CHOICES.items():
+        if getattr(settings, name) not in choices:
+            raise UserError(f"--{name} {getattr(settings, name)}: choose from {', '.join(choices)}")
+    if settings.device == "cuda" and not machine.gpus():
+        raise UserError("--device cuda: no GPU is visible here; leave it out to measure on the CPU")
     if settings.hidden % 32:
         raise UserError(f"--hidden {settings.hidden}: must be a multiple of 32 (eight heads, four in the vision tower)")
 
@@ -123,7 +141,8 @@ def random_words(rng: np.random.Generator, count: int) -> list[str]:
 
 def make_student(folder: Path, settings: Settings, words: list[str]) -> str:
     """Write a random student of exactly the asked vocabulary to `folder`; returns where its tokenizer came from."""
-    published = settings.vocab == qwen_tokenizer.PUBLISHED_VOCAB_SIZE
+    released = settings.size != "mid"
+    published = released or settings.vocab == qwen_tokenizer.PUBLISHED_VOCAB_SIZE
     if published:
         try:
             qwen_tokenizer.tiktoken_file()
@@ -134,9 +153,37 @@ def make_student(folder: Path, settings: Settings, words: list[str]) -> str:
         *(f"{a} {b} {a} {b}" for a, b in zip(words[::2], words[1::2], strict=True)),
     ]
     tokenizer = "qwen" if published else "bpe"
-    build_student(folder, seed=settings.seed, tokenizer=tokenizer, texts=texts, shape=student_shape(settings))
-    _force_vocabulary(folder, settings)
+    shape = SHAPES["tiny"] if released else student_shape(settings)
+    build_student(folder, seed=settings.seed, tokenizer=tokenizer, texts=texts, shape=shape)
+    if released:
+        _released_weights(folder, settings)
+    else:
+        _force_vocabulary(folder, settings)
     return "published Qwen2.5" if published else "learnt from random words"
+
+
+def _released_weights(folder: Path, settings: Settings) -> None:
+    """Random weights of a released size in place of the student's own, which leaves its tokenizer and processor."""
+    import torch
+    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+    config, own = released_config(settings.size), AutoConfig.from_pretrained(folder)
+    config.text_config.rope_parameters = {**own.text_config.rope_parameters, "mrope_section": MROPE}
+    for name in TOKEN_IDS:
+        setattr(config, name, getattr(own, name))
+    dtype, usual = getattr(torch, settings.dtype), torch.get_default_dtype()
+    config.dtype = dtype
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.random.fork_rng(), torch.device(settings.device):
+            torch.manual_seed(settings.seed)
+            model = Qwen2_5_VLForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(usual)
+    model.save_pretrained(folder)
+    del model
+    if settings.device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _force_vocabulary(folder: Path, settings: Settings) -> None:
@@ -228,6 +275,14 @@ def available_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def free_memory(settings: Settings, student: Path, workers: int) -> int:
+    """Bytes left for steps once `workers` processes stand there, on a GPU each with its copy of the weights."""
+    if settings.device == "cpu":
+        return max(available_memory() - workers * WORKER_BYTES, 0)
+    weights = sum(path.stat().st_size for path in student.glob("*.safetensors"))
+    return max(int(machine.gpus()[0]["free_gib"] * 2**30) - workers * (weights + CONTEXT_BYTES), 0)
+
+
 def stock_micro_batch(settings: Settings, case: Case, memory: int) -> int:
     """Pairs or rows a micro-batch of a stock case: a step's, or the most whose logits fit half of `memory` bytes.
 
@@ -241,7 +296,8 @@ def stock_micro_batch(settings: Settings, case: Case, memory: int) -> int:
     # Stock DPO keeps the logits of responses alone (two rows a pair); stock SFT keeps them all.
     longest = settings.response_tokens * (1 + 2 * SPREAD)
     tokens = 2 * longest if case.stage == "critique" else settings.prompt_tokens + longest
-    bytes_each = LOGITS_COPIES * 4 * tokens * settings.vocab
+    vocab = settings.vocab if settings.size == "mid" else RELEASED[settings.size][5]
+    bytes_each = LOGITS_COPIES * 4 * tokens * vocab
     fitting = [n for n in range(1, total + 1) if total % n == 0 and n * bytes_each <= memory / 2]
     return max(fitting, default=1)
 
@@ -267,4 +323,6 @@ def worker_spec(name: str, settings: Settings, folder: Path, student: Path, rows
         "folder": str(folder / name),
         "seed": settings.seed,
         "threads": settings.threads,
+        "device": settings.device,
+        "dtype": settings.dtype,
     }

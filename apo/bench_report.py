@@ -101,12 +101,18 @@ def heading(result: dict) -> str:
         sizes = f"prompt {shapes[0][0]} tokens, responses {min(lengths)} to {max(lengths)}"
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     busy = " **The machine was busy: do not cite these times.**" if environment["busy_at_start"] else ""
-    threads = result["threads"]
+    threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+    # Results from before there was a choice have no such keys.
+    size, dtype = settings.get("size", "mid"), settings.get("dtype", "float32")
+    student = f"Vocabulary {settings['vocab']:,}, hidden {settings['hidden']}, {settings['layers']} layers"
+    if size != "mid":
+        student = f"Qwen2.5-VL of {size} with random weights"
+    device = result.get("device", "cpu")
+    place = f"{environment['cpus']} CPUs ({environment['machine']})" + (f", {device}" if device != "cpu" else "")
     return (
-        f"Vocabulary {settings['vocab']:,}, hidden {settings['hidden']}, {settings['layers']} layers; {sizes}, "
-        f"N = {settings['negatives']}, {settings['studies']} study a step; median of {settings['steps']} steps after "
-        f"{settings['warmup']} for warming up; {threads} thread{'s' if threads > 1 else ''} on {environment['cpus']} "
-        f"CPUs ({environment['machine']}), float32; load average at the start "
+        f"{student}; {sizes}, N = {settings['negatives']}, {settings['studies']} study a step; median of "
+        f"{settings['steps']} steps after {settings['warmup']} for warming up; {threads} on {place}, "
+        f"{dtype}; load average at the start "
         f"{environment['load_average_at_start'][0]:.2f}.{busy} {packages}."
     )
 

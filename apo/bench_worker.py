@@ -26,10 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from apo import group
 
-ATTENTION_OPS = {
-    "forward": torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
-    "backward": torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward,
-}
+aten = torch.ops.aten
 
 
 class Finished(Exception):
@@ -41,21 +38,53 @@ def pairs_computed(query: tuple[int, ...], key: tuple[int, ...], is_causal: bool
     return query[2] * (query[2] + 1) // 2 if is_causal else query[2] * key[2]
 
 
-def _forward_flops(query, key, value, dropout_p=0.0, is_causal=False, *args, out_shape=None, **kwargs) -> int:
+def _flops(query, key, is_causal: bool) -> int:
     return 4 * query[0] * query[1] * query[3] * pairs_computed(query, key, is_causal)
 
 
-def _backward_flops(grad_out, query, key, value, out, logsumexp, dropout_p, is_causal, *args, **kwargs) -> int:
-    return 2 * _forward_flops(query, key, value, dropout_p, is_causal)
+def _flash_forward(query, key, value, dropout_p=0.0, is_causal=False, *args, out_shape=None, **kwargs) -> int:
+    return _flops(query, key, is_causal)
 
 
-# PyTorch counts matrix products but not its CPU attention kernel. Backward is twice the forward, as in apo/flops.py;
-# the scores that the kernel forms again there are not counted.
-ATTENTION_FLOPS = {ATTENTION_OPS["forward"]: _forward_flops, ATTENTION_OPS["backward"]: _backward_flops}
+def _flash_backward_cpu(grad_out, query, key, value, out, logsumexp, dropout_p, is_causal, *args, **kwargs) -> int:
+    return 2 * _flops(query, key, is_causal)
+
+
+def _flash_backward(grad_out, query, key, value, out, lse, cu_q, cu_k, max_q, max_k, dropout_p, is_causal, *_, **__):
+    return 2 * _flops(query, key, is_causal)
+
+
+def _biased_forward(query, key, value, bias, lse, dropout_p=0.0, is_causal=False, *args, out_shape=None, **kwargs):
+    return _flops(query, key, is_causal)
+
+
+def _efficient_backward(grad_out, query, key, value, bias, out, lse, seed, offset, p, mask, is_causal=False, **kwargs):
+    return 2 * _flops(query, key, is_causal)
+
+
+def _cudnn_backward(
+    grad_out, query, key, value, out, lse, seed, offset, bias, cu_q, cu_k, max_q, max_k, p, is_causal, **_
+):
+    return 2 * _flops(query, key, is_causal)
+
+
+# PyTorch counts matrix products, but not its CPU attention kernel. Of a GPU's kernels it counts all pairs of a causal
+# square, and none where a key-value head serves several query heads: it refuses those shapes.
+# Backward is twice the forward, as in apo/flops.py; the scores that the kernel forms again there are not counted.
+ATTENTION_FLOPS = {
+    aten._scaled_dot_product_flash_attention_for_cpu: _flash_forward,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _flash_backward_cpu,
+    aten._scaled_dot_product_flash_attention: _flash_forward,
+    aten._scaled_dot_product_flash_attention_backward: _flash_backward,
+    aten._scaled_dot_product_efficient_attention: _biased_forward,
+    aten._scaled_dot_product_efficient_attention_backward: _efficient_backward,
+    aten._scaled_dot_product_cudnn_attention: _biased_forward,
+    aten._scaled_dot_product_cudnn_attention_backward: _cudnn_backward,
+}
 
 
 @contextlib.contextmanager
-def _plain_masks():
+def _plain_masks(device: str):
     """PyTorch's causal biases cannot be made while operations are counted; on a CPU they become this mask anyway."""
     from apo import attention
 
@@ -63,7 +92,7 @@ def _plain_masks():
     if original is None:
         yield
         return
-    attention.causal_lower_right = lambda q, k: torch.ones(q, k, dtype=torch.bool).tril(k - q)
+    attention.causal_lower_right = lambda q, k: torch.ones(q, k, dtype=torch.bool, device=device).tril(k - q)
     try:
         yield
     finally:
@@ -186,26 +215,40 @@ class Bench:
         self._training_step = step
         self.counters = Counters(trainer.accelerator.unwrap_model(trainer.model))
         watch_logps(trainer, spec, self.counters)
-        self.loaded_mb = memory_mb("VmRSS")
-        try:
-            forget_peak()
-            self.peak_is_of_steps = True
-        except OSError:
-            self.peak_is_of_steps = False  # then the peak includes loading
+        self.on_gpu = spec["device"] == "cuda"
+        self.loaded_mb = torch.cuda.memory_allocated() / 1e6 if self.on_gpu else memory_mb("VmRSS")
+        self._forget_peak()
 
     def _run(self) -> float:
         """One step on fresh gradients; the mean loss of its micro-batches (stock SFT: their sum)."""
         self.model.zero_grad(set_to_none=True)
         self.counters.reset()
         give_back_freed()
+        self._finish()
         start = time.perf_counter()
         loss = 0.0
         for batch in self.batches:
             # The trainer takes its own keys out of what it is given.
             inputs = {key: dict(value) if isinstance(value, dict) else value for key, value in batch.items()}
             loss += float(self._training_step(self.model, inputs, self.items))
+        self._finish()
         self.seconds = time.perf_counter() - start
         return loss
+
+    def _forget_peak(self) -> None:
+        try:
+            if self.on_gpu:
+                torch.cuda.reset_peak_memory_stats()
+            else:
+                forget_peak()
+            self.peak_is_of_steps = True
+        except OSError:
+            self.peak_is_of_steps = False  # then the peak includes loading
+
+    def _finish(self) -> None:
+        """Wait for what a GPU was given to do: only then is it known how long it took."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
 
     def step(self) -> dict:
         self._run()
@@ -238,10 +281,14 @@ class Bench:
         }
 
     def flops(self) -> dict:
-        with _plain_masks(), FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter:
+        with (
+            _plain_masks(self.spec["device"]),
+            FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter,
+        ):
             self._run()
         by_op = counter.get_flop_counts()["Global"]
         attention = sum(count for op, count in by_op.items() if op in ATTENTION_FLOPS)
+        self._forget_peak()  # counting is no part of a step
         return {"flops": sum(by_op.values()), "attention_flops": attention}
 
     def load(self) -> dict:
@@ -256,6 +303,9 @@ class Bench:
         return {"encode_seconds": encoded - start, "collate_seconds": time.perf_counter() - encoded}
 
     def memory(self) -> dict:
+        if self.on_gpu:
+            peak = torch.cuda.max_memory_allocated() / 1e6
+            return {"loaded_mb": self.loaded_mb, "peak_mb": peak, "peak_is_of_steps": True}
         peak = (
             memory_mb("VmHWM")
             if self.peak_is_of_steps
@@ -264,9 +314,13 @@ class Bench:
         return {"loaded_mb": self.loaded_mb, "peak_mb": peak, "peak_is_of_steps": self.peak_is_of_steps}
 
     def profile(self) -> dict:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if self.on_gpu:
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        with torch.profiler.profile(activities=activities) as profiler:
             self._run()
-        table = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=60)
+        order = f"self_{self.spec['device']}_time_total"
+        table = profiler.key_averages().table(sort_by=order, row_limit=15, max_name_column_width=60)
         return {"profile": table}
 
 
@@ -282,8 +336,11 @@ def swift_arguments(spec: dict) -> list[str]:
         "strict": "true",
         "add_version": "false",
         "attn_impl": "sdpa",
-        "torch_dtype": "float32",
-        "use_cpu": "true",
+        "torch_dtype": spec["dtype"],
+        # ms-swift would compute float32 weights in float16.
+        "fp16": "false",
+        "bf16": "true" if spec["dtype"] == "bfloat16" else "false",
+        "use_cpu": "true" if spec["device"] == "cpu" else "false",
         "tuner_type": "lora",
         "lora_rank": "8",
         "target_modules": "all-linear",
@@ -373,7 +430,8 @@ def main() -> None:
             replies.flush()
 
         def hold(bench: Bench) -> None:
-            reply({"ready": True, "threads": torch.get_num_threads()})
+            name = torch.cuda.get_device_name() if spec["device"] == "cuda" else "cpu"
+            reply({"ready": True, "threads": torch.get_num_threads(), "device": name})
             for line in sys.stdin:
                 reply(getattr(bench, line.strip())())
 

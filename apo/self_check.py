@@ -19,9 +19,10 @@ Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 TRUSTED_DEVICES = {"cpu", "meta"}
 # Largest errors of a token's output and of its gradients, relative to the norms there, against the masked path in
 # float32 (for float64 in its own precision). In bfloat16 random tensors (600 and 1,340 prefix tokens) had 3e-3 and
-# 2.4e-2 from rounding, for either path; a key too many or too few for all tokens of a response 0.2 and more.
+# 2.4e-2 from rounding, for either path, and those of a random 7B on an H200 3e-3 and 4.8e-2; a key too many or too few
+# for all tokens of a response 0.2 and more.
 TOLERANCES = {
-    torch.bfloat16: (1e-2, 6e-2),
+    torch.bfloat16: (1e-2, 1e-1),
     torch.float16: (2e-3, 1e-2),
     torch.float32: (1e-3, 5e-3),  # TF32, where a user switched it on
     torch.float64: (1e-8, 1e-8),

@@ -148,6 +148,17 @@ def test_attention_is_counted_where_pytorch_does_not(causal):
     assert counter.get_total_flops() == 3 * (2 * 3 * 8 * 4 * pairs)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("op", bench_worker.ATTENTION_FLOPS, ids=str)
+def test_attention_kernels_are_counted_by_the_arguments_of_their_schema(op, causal):
+    """Those of a GPU cannot be called here; a formula that reads the wrong position counts something else."""
+    known = {"query": (2, 28, 5, 8), "key": (2, 4, 5, 8), "value": (2, 4, 5, 8), "is_causal": causal}
+    arguments = [known.get(a.name) for a in op.default._schema.arguments if not a.kwarg_only]
+    passes = 2 if "backward" in str(op) else 1
+    pairs = 15 if causal else 25
+    assert bench_worker.ATTENTION_FLOPS[op](*arguments, out_shape=None, scale=None) == passes * 4 * 2 * 28 * 8 * pairs
+
+
 def test_response_lengths_are_unequal_and_keep_their_mean():
     lengths = bench_cases.response_lengths(np.random.default_rng(0), 8, 200)
     assert len(set(lengths)) > 4
@@ -186,6 +197,10 @@ def test_a_case_that_fails_is_named_with_the_end_of_its_log(tmp_path, monkeypatc
         (["--negatives", "0"], "--negatives 0: must be at least 1"),
         (["--steps", "0"], "--steps 0: must be at least 1"),
         (["--hidden", "500"], "--hidden 500: must be a multiple of 32"),
+        (["--device", "tpu"], "--device tpu: choose from cpu, cuda"),
+        (["--device", "cuda"], "--device cuda: no GPU is visible"),
+        (["--dtype", "int8"], "--dtype int8: choose from float32, bfloat16"),
+        (["--size", "9B"], "--size 9B: choose from mid, 3B, 7B"),
         (["--prompt-tokens", "40"], "--prompt-tokens 40: the text alone takes"),
         (["--cases", "shared"], "--cases shared: unknown case"),
         (["--cases", ""], "--cases is empty"),
@@ -202,6 +217,7 @@ def test_a_case_that_fails_is_named_with_the_end_of_its_log(tmp_path, monkeypatc
 )
 def test_refuses_bad_arguments(argv, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench_cases.machine, "gpus", list)
     monkeypatch.setattr(bench, "Worker", None)  # whatever is refused is refused before a case starts
     monkeypatch.setattr(sys, "argv", ["bench", *argv])
     with pytest.raises(UserError) as error:
@@ -256,3 +272,34 @@ def test_the_tool_warns_of_a_busy_machine(monkeypatch):
     assert bench.environment()["busy_at_start"]
     monkeypatch.setattr(bench.os, "getloadavg", lambda: (0.1, 1.0, 1.0))
     assert not bench.environment()["busy_at_start"]
+
+
+@pytest.mark.slow
+def test_a_released_size_has_its_own_shapes_and_vocabulary(monkeypatch, tmp_path):
+    """Small shapes in place of 7B's; all else, from the tokenizer's ids to the steps of a case, is the real path."""
+    from transformers import Qwen2_5_VLConfig
+
+    def small(size):
+        assert size == "7B"
+        text = {"hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+        text |= {"intermediate_size": 64, "vocab_size": 4096}
+        tower = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 128}
+        return Qwen2_5_VLConfig(text_config=text, vision_config=tower, tie_word_embeddings=False)
+
+    monkeypatch.setattr(bench_cases, "released_config", small)
+    monkeypatch.setattr(bench_cases.qwen_tokenizer, "tiktoken_file", missing_tokenizer)
+    result = bench.measure(
+        bench_cases.replace(SMALL, size="7B", dtype="bfloat16", steps=1, warmup=0),
+        ["plain_rows", "shared_split"],
+        keep=tmp_path,
+    )
+    config = json.loads((tmp_path / "student" / "config.json").read_text(encoding="utf-8"))
+    assert config["text_config"]["vocab_size"] == 4096 and config["text_config"]["hidden_size"] == 128
+    assert config["dtype"] == "bfloat16"
+    assert result["difference_by_case"]["shared_split"]["token_logps"] < 0.1  # two orders of rounding in bfloat16
+    text = bench_report.results_text(result)
+    assert "Qwen2.5-VL of 7B with random weights" in text and "bfloat16" in text
+
+
+def missing_tokenizer():
+    raise UserError("not here")

@@ -18,6 +18,16 @@ def tensors(dtype=torch.float32, heads=4, kv_heads=2):
     return [torch.randn(2, n, LENGTH, 8, generator=generator).to(dtype).requires_grad_() for n in sizes]
 
 
+def test_under_autocast_all_is_cast_as_sdpa_does():
+    """With float32 weights, rotary embeddings leave query and key in float32 and the value in half precision."""
+    query, key, value = tensors()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = call(query, key, value.to(torch.bfloat16))
+    exact = call(query, key, value)
+    assert found.dtype == torch.bfloat16
+    assert (real_tokens(found) - real_tokens(exact)).abs().max() < 0.05
+
+
 class Layer:
     num_key_value_groups = 2
 
