@@ -41,7 +41,7 @@ def split_attention(
     """
     settings = {"dropout_p": dropout, "scale": scaling}
     device = query.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         # As sdpa does itself under autocast. The causal bias compares dtypes before that, and the rotary embedding has
         # made query and key float32.
         query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
