@@ -78,6 +78,7 @@ def resolve(stage: str, command: Command) -> Plan:
     _batch(plan, ranks)
     _fixed_flags(plan)
     _attention(plan)
+    _precision(plan)
     return plan
 
 
@@ -166,6 +167,18 @@ def _attention(plan: Plan) -> None:
             raise UserError(f"{name} needs flash-attn, which is not installed; run: bash scripts/setup.sh --gpu")
     plan.settings["attn_impl"] = "sdpa"
     plan.notes.append("flash-attn is not installed: attention falls back to sdpa (bash scripts/setup.sh --gpu adds it)")
+
+
+def _precision(plan: Plan) -> None:
+    """Say what float32 becomes on a GPU; nobody would guess it from the flag."""
+    settings = plan.settings
+    if settings.get("torch_dtype") != "float32" or as_bool(settings, "use_cpu"):
+        return
+    if "fp16" not in settings:
+        plan.notes.append(
+            "torch_dtype float32 on a GPU: ms-swift computes in float16 over float32 weights; "
+            "--fp16 false computes in float32, and with --bf16 true in bfloat16"
+        )
 
 
 def _fixed_flags(plan: Plan) -> None:

@@ -345,6 +345,16 @@ def test_cpu_hides_gpus_and_ranks_talk_by_gloo(capsys, gpus, monkeypatch):
     assert flag(out, "gradient_accumulation_steps") == "1"
 
 
+def test_float32_on_a_gpu_says_that_it_is_computed_in_float16(capsys, gpus):
+    gpus(2)
+    for stage in ("sft", "apo"):
+        assert "computes in float16" in dry(capsys, stage, "--torch_dtype", "float32")
+        assert "computes in float16" not in dry(capsys, stage)
+        assert "computes in float16" not in dry(capsys, stage, PHANTOM[stage])
+        for flags in (("--bf16", "true", "--fp16", "false"), ("--fp16", "false")):
+            assert "computes in float16" not in dry(capsys, stage, "--torch_dtype", "float32", *flags)
+
+
 def test_flash_attention_falls_back_aloud(capsys, gpus, monkeypatch):
     monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: None)
     out = dry(capsys, "sft")
