@@ -13,6 +13,7 @@ finding cannot be exchanged. Rows are {"id", "p": {label: P(present)}}.
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from apo.consensus import FIVE, SIDES
 from data import checkpoints
-from data.errors import refuse_below_one, run_cli
+from data.errors import UserError, refuse_below_one, run_cli
 from data.files import atomic_open, dump_line
 from data.records import image_paths
 from data.row_checks import turn
@@ -59,6 +60,22 @@ def p_present(said: presence.Reading, logps: dict[str, float]) -> dict[str, floa
     return found
 
 
+def refuse_other_answers(answers: Path, checkpoint: str) -> None:
+    """UserError when eval.predict noted beside `answers` that another checkpoint gave them."""
+    note = answers.with_name(answers.name + ".meta.json")
+    if not note.is_file():
+        print(f"note: no {note.name} says which checkpoint gave these answers")
+        return
+    try:
+        given = json.loads(note.read_text(encoding="utf-8"))["checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{note}: is not what eval.predict writes; ask the student anew with it") from None
+    if given != checkpoints.fingerprint(checkpoint):
+        raise UserError(
+            f"{answers}: another checkpoint than {checkpoint} gave them; name that one, or ask this one anew"
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m eval.calibration", description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", help="the student that gave the answers")
@@ -74,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     info = checkpoints.describe(args.checkpoint)
     whole, root, _ = select(args.studies, args.split, args.image_root, None)
     answers = read_answers(args.answers, [study["id"] for study in whole])
+    refuse_other_answers(args.answers, args.checkpoint)
     asked = list(zip(whole, answers, strict=True))[: args.limit]
     usable = [(study, presence.read_answer(row["text"])) for study, row in asked if in_consensus_form(row["text"])]
     found = []

@@ -58,8 +58,8 @@ def test_shared_rows_compute_what_plain_rows_do():
 
 
 def run(*words, folder):
-    log = folder / "log.txt"
-    with log.open("a", encoding="utf-8") as file:
+    log = folder / f"log-{len(list(folder.glob('log-*')))}.txt"
+    with log.open("w", encoding="utf-8") as file:
         words = [str(word) for word in words]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         done = subprocess.run(words, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment)

@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from data.errors import UserError
 from data.variants import plain_text
 from eval import calibration
 from eval.ablation_metrics import sureness
@@ -84,6 +85,21 @@ def test_command_asks_only_reports_in_the_form_of_the_consensus(tmp_path, monkey
     found = [json.loads(line) for line in (tmp_path / "sure.jsonl").read_text().splitlines()]
     assert [row["id"] for row in found] == ["test-0", "test-2"] and len(asked) == 2
     assert all(set(row["p"].values()) == {0.8} for row in found)
-    assert "2 films, 1 left out" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "2 films, 1 left out" in out and "no answers.jsonl.meta.json" in out
     calibration.main([*words, "--limit", "2", "--out", str(tmp_path / "less.jsonl")])
     assert len((tmp_path / "less.jsonl").read_text().splitlines()) == 1
+
+    monkeypatch.setattr(calibration.checkpoints, "fingerprint", lambda path: "a1b2")
+    note = tmp_path / "answers.jsonl.meta.json"
+    note.write_text('{"checkpoint": "a1b2"}')
+    calibration.main([*words, "--out", str(tmp_path / "same.jsonl")])
+    assert (tmp_path / "same.jsonl").read_bytes() == (tmp_path / "sure.jsonl").read_bytes()
+    for text, message in (
+        ('{"checkpoint": "ffff"}', "answers.jsonl: another checkpoint than checkpoint gave them"),
+        ("[]", "meta.json: is not what"),
+    ):
+        note.write_text(text)
+        with pytest.raises(UserError, match=message):
+            calibration.main([*words, "--out", str(tmp_path / "other.jsonl")])
+    assert not (tmp_path / "other.jsonl").exists()
