@@ -109,6 +109,9 @@ def check(settings: Settings) -> None:
     for name, choices in CHOICES.items():
         if getattr(settings, name) not in choices:
             raise UserError(f"--{name} {getattr(settings, name)}: choose from {', '.join(choices)}")
+    for name in ("hidden", "layers", "vocab"):
+        if settings.size != "mid" and getattr(settings, name) != getattr(Settings(), name):
+            raise UserError(f"--{name} {getattr(settings, name)}: {settings.size} has its own; leave --{name} out")
     if settings.device == "cuda" and not machine.gpus():
         raise UserError("--device cuda: no GPU is visible here; leave it out to measure on the CPU")
     if settings.hidden % 32:

@@ -15,9 +15,8 @@ from apo.bench_cases import CASES, Settings
 from data.errors import UserError
 
 N, STUDIES = 2, 2
-SMALL = Settings(
-    prompt_tokens=100, response_tokens=16, negatives=N, studies=STUDIES, steps=2, warmup=1, hidden=64, layers=2
-)
+COUNTS = {"prompt_tokens": 100, "response_tokens": 16, "negatives": N, "studies": STUDIES}
+SMALL = Settings(**COUNTS, steps=2, warmup=1, hidden=64, layers=2)
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +200,7 @@ def test_a_case_that_fails_is_named_with_the_end_of_its_log(tmp_path, monkeypatc
         (["--device", "cuda"], "--device cuda: no GPU is visible"),
         (["--dtype", "int8"], "--dtype int8: choose from float32, bfloat16"),
         (["--size", "9B"], "--size 9B: choose from mid, 3B, 7B"),
+        (["--size", "7B", "--layers", "2"], "--layers 2: 7B has its own; leave --layers out"),
         (["--prompt-tokens", "40"], "--prompt-tokens 40: the text alone takes"),
         (["--cases", "shared"], "--cases shared: unknown case"),
         (["--cases", ""], "--cases is empty"),
@@ -289,7 +289,7 @@ def test_a_released_size_has_its_own_shapes_and_vocabulary(monkeypatch, tmp_path
     monkeypatch.setattr(bench_cases, "released_config", small)
     monkeypatch.setattr(bench_cases.qwen_tokenizer, "tiktoken_file", missing_tokenizer)
     result = bench.measure(
-        bench_cases.replace(SMALL, size="7B", dtype="bfloat16", steps=1, warmup=0),
+        Settings(**COUNTS, steps=1, warmup=0, size="7B", dtype="bfloat16"),
         ["plain_rows", "shared_split"],
         keep=tmp_path,
     )
