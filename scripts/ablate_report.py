@@ -202,7 +202,17 @@ def text_of(found: list[Block], left: int, rows: dict[str, Row], pictures: dict[
     total = sum(len(by_row) for block in found for by_row in block.lines.values())
     commits = {line["commit"] for block in found for by_row in block.lines.values() for line in by_row.values()}
     out.append(f"{total} runs of {len(commits)} commit(s); {dirty} were made with uncommitted changes.")
-    return "\n".join([*out, *_left(left)])
+    return "\n".join([*out, "", wholeness(found, rows), *_left(left)])
+
+
+def wholeness(found: list[Block], rows: dict[str, Row]) -> str:
+    """How many rows have the seeds they should have, each in the world where it has most, and which have none."""
+    whole = [block for block in found if block.sizes == Sizes()]
+    seeds = {name: max((len(block.lines.get(name, ())) for block in whole), default=0) for name in rows}
+    five = sum(n >= SEEDS for n in seeds.values())
+    none = [f"`{name}`" for name, n in seeds.items() if not n]
+    text = f"Of {len(rows)} rows {five} have {SEEDS} seeds, {len(rows) - five - len(none)} have fewer"
+    return f"{text}, {len(none)} have none: {', '.join(none)}." if none else f"{text}."
 
 
 def _left(left: int) -> list[str]:

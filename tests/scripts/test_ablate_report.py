@@ -128,6 +128,8 @@ def test_the_document(tmp_path, capsys):
     assert "| 51.0, n=2 |" in text and "88.0, n=1" in text
     assert "| -9.0 (-10.8 to -7.2; p <.001, Holm <.001) |" in text  # spread .0141 over 5 seeds
     assert "13 runs of 1 commit(s); 0 were made with uncommitted changes." in text
+    rows = len(ROWS)
+    assert f"Of {rows} rows 2 have 5 seeds, 2 have fewer, {rows - 4} have none: `beta_0.01`, " in text
     for kind in ("accuracy", "displacement", "sweeps"):
         name = f"results/phantom_published_{kind}.svg"
         assert f"]({name})" in text and "<svg" in (tmp_path / name).read_text()
