@@ -24,8 +24,6 @@ WORKER_BYTES = 1_200_000_000
 CONTEXT_BYTES = 1_000_000_000
 # Of stock logits [rows, L, V]: the logits, their log-softmax and their gradient are alive together.
 LOGITS_COPIES = 3.5
-# Of the released models: rotary frequencies for time, height and width.
-MROPE = [16, 24, 24]
 TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
@@ -171,7 +169,6 @@ def _released_weights(folder: Path, settings: Settings) -> None:
     from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
     config, own = released_config(settings.size), AutoConfig.from_pretrained(folder)
-    config.text_config.rope_parameters = {**own.text_config.rope_parameters, "mrope_section": MROPE}
     for name in TOKEN_IDS:
         setattr(config, name, getattr(own, name))
     dtype, usual = getattr(torch, settings.dtype), torch.get_default_dtype()
@@ -299,7 +296,7 @@ def stock_micro_batch(settings: Settings, case: Case, memory: int) -> int:
     # Stock DPO keeps the logits of responses alone (two rows a pair); stock SFT keeps them all.
     longest = settings.response_tokens * (1 + 2 * SPREAD)
     tokens = 2 * longest if case.stage == "critique" else settings.prompt_tokens + longest
-    vocab = settings.vocab if settings.size == "mid" else RELEASED[settings.size][5]
+    vocab = settings.vocab if settings.size == "mid" else released_config(settings.size).text_config.vocab_size
     bytes_each = LOGITS_COPIES * 4 * tokens * vocab
     fitting = [n for n in range(1, total + 1) if total % n == 0 and n * bytes_each <= memory / 2]
     return max(fitting, default=1)

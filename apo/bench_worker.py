@@ -305,12 +305,10 @@ class Bench:
     def memory(self) -> dict:
         if self.on_gpu:
             peak = torch.cuda.max_memory_allocated() / 1e6
-            return {"loaded_mb": self.loaded_mb, "peak_mb": peak, "peak_is_of_steps": True}
-        peak = (
-            memory_mb("VmHWM")
-            if self.peak_is_of_steps
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 976.5625
-        )
+        elif self.peak_is_of_steps:
+            peak = memory_mb("VmHWM")
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 976.5625
         return {"loaded_mb": self.loaded_mb, "peak_mb": peak, "peak_is_of_steps": self.peak_is_of_steps}
 
     def profile(self) -> dict:

@@ -77,6 +77,8 @@ def released_config(size: str):
         "intermediate_size": intermediate,
         "vocab_size": vocab,
         "tie_word_embeddings": tied,
+        # Rotary frequencies for time, height and width.
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
     }
     tower = {"hidden_size": 1280, "intermediate_size": vision, "num_heads": 16, "out_hidden_size": hidden}
     return Qwen2_5_VLConfig(text_config=text, vision_config=tower, tie_word_embeddings=tied)

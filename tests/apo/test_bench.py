@@ -283,6 +283,7 @@ def test_a_released_size_has_its_own_shapes_and_vocabulary(monkeypatch, tmp_path
         assert size == "7B"
         text = {"hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
         text |= {"intermediate_size": 64, "vocab_size": 4096}
+        text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
         tower = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 128}
         return Qwen2_5_VLConfig(text_config=text, vision_config=tower, tie_word_embeddings=False)
 
