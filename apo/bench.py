@@ -46,6 +46,8 @@ ROOT = Path(__file__).parents[1]
 OURS, CACHED, PLAIN = "shared_split", "shared_split_cached", "plain_rows"
 PACKAGES = ("torch", "transformers", "ms-swift", "trl", "peft", "accelerate")
 BUSY = 0.3
+# What the tables of a result read beside its cases.
+SHOWN = ("settings", "environment", "threads", "ratios", "limits", "loading", "difference_by_case")
 
 
 def progress(text: str) -> None:
@@ -331,14 +333,15 @@ def parse_vary(items: Sequence[str]) -> dict[str, list[int]]:
     return varied
 
 
-def read_json(path: Path, key: str) -> dict:
-    """A JSON object that has `key`; UserError names the file."""
+def read_json(path: Path, *keys: str) -> dict:
+    """A JSON object that has `keys`; UserError names the file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); give a file that apo.bench wrote") from None
-    if not isinstance(found, dict) or key not in found:
-        raise UserError(f"{path}: has no {key!r}; give a file that apo.bench wrote")
+    for key in keys:
+        if not isinstance(found, dict) or key not in found:
+            raise UserError(f"{path}: has no {key!r}; give a file that apo.bench wrote")
     return found
 
 
@@ -400,7 +403,7 @@ def main() -> None:
     settings = Settings(**{name: getattr(args, name) for name in asdict(Settings())})
     if args.table:
         for path in args.table:
-            print(results_text(read_json(path, "cases")))
+            print(results_text(read_json(path, "cases", *SHOWN)))
         return
     check(settings)
     names = pick_cases(args.cases, "--cases", list(CASES))

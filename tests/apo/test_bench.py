@@ -225,6 +225,14 @@ def test_refuses_bad_arguments(argv, message, tmp_path, monkeypatch):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(("text", "key"), [('{"cases": {}}', "settings"), ("[]", "cases"), ("{}", "cases")])
+def test_a_table_of_something_else_is_refused(text, key, tmp_path, monkeypatch):
+    (tmp_path / "b.json").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["bench", "--table", str(tmp_path / "b.json")])
+    with pytest.raises(UserError, match=f"b.json: has no '{key}'"):
+        bench.main()
+
+
 @pytest.fixture
 def measured(monkeypatch):
     """`bench.measure` replaced by arithmetic; the list of settings it was asked for."""
