@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change lands: linter, formatter, shell linter, tests.
 #
-#     bash scripts/test.sh [PYTEST ARGUMENT ...]      e.g. bash scripts/test.sh tests/apo -k loss
+#     bash scripts/test.sh                            all tests, a process for each core (8 at most)
+#     bash scripts/test.sh PYTEST ARGUMENT ...        in one process, e.g. bash scripts/test.sh tests/apo -k loss
 #
 # Installs what it needs first (scripts/setup.sh --test). CPU only.
 
@@ -16,5 +17,11 @@ bin="$(dirname -- "$PYTHON")"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 git ls-files -z --cached --others --exclude-standard '*.sh' .ci/run | xargs -0 "$bin/shellcheck" -x
+if [[ $# -eq 0 ]]; then
+    # By file: what a module sets up once is not set up by every process. One thread each: their threads would wait for
+    # each other's cores, at twice the time.
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    set -- -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+fi
 # Last, so that its summary is the last line.
 exec "$PYTHON" -m pytest "$@"
