@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from data import manifest
 from data.errors import Problems, UserError
 from data.files import dump_line, write_atomic
 from data.images import decode_problem
@@ -152,7 +153,7 @@ def ask_all(
         if not all(finished(path, part, settings, kind) for path, part, settings in parts):
             return None
         found = {row["id"]: row for path, part, _ in parts for row in read(path, part, kind)}
-        write_atomic(whole.with_name(whole.name + ".meta.json"), json.dumps(meta, indent=2) + "\n")
+        write_atomic(manifest.sidecar(whole), json.dumps(meta, indent=2) + "\n")
         order = [row for block in grid for batch in block for row in batch]
         write_atomic(whole, b"".join(dump_line(found[row["id"]]) for row in order))
     return read(whole, rows, kind)

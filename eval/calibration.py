@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from apo.consensus import FIVE, SIDES
-from data import checkpoints
+from data import checkpoints, manifest
 from data.errors import UserError, refuse_below_one, run_cli
 from data.files import atomic_open, dump_line
 from data.records import image_paths
@@ -62,7 +62,7 @@ def p_present(said: presence.Reading, logps: dict[str, float]) -> dict[str, floa
 
 def refuse_other_answers(answers: Path, checkpoint: str) -> None:
     """UserError when eval.predict noted beside `answers` that another checkpoint gave them."""
-    note = answers.with_name(answers.name + ".meta.json")
+    note = manifest.sidecar(answers)
     if not note.is_file():
         print(f"note: no {note.name} says which checkpoint gave these answers")
         return

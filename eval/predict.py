@@ -75,7 +75,7 @@ def open_predictions(
 
     Raises UserError when `out` was made under other settings (names them) or holds answers to other studies.
     """
-    sidecar = out.with_name(out.name + ".meta.json")
+    sidecar = manifest.sidecar(out)
     if overwrite or not out.exists() or (out.stat().st_size == 0 and not sidecar.exists()):
         out.unlink(missing_ok=True)
         write_atomic(sidecar, json.dumps(meta, indent=2) + "\n")
@@ -118,7 +118,7 @@ def gathered(out: Path, meta: dict, studies: Sequence[dict], overwrite: bool = F
         done = set(rows)
     for part in parts:
         part.unlink()
-        part.with_name(part.name + ".meta.json").unlink(missing_ok=True)
+        manifest.sidecar(part).unlink(missing_ok=True)
     return done
 
 
