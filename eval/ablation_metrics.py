@@ -261,7 +261,7 @@ def result_metrics(results: dict) -> dict[str, Any]:
     named = {row["kind"]: row for row in rows if row["kind"] in ("baseline", "consensus")}
     names = ("mean_accuracy", "mean_balanced_accuracy", "accuracy", "balanced_accuracy", "malformed_rate", "n")
     found = {name: student[name] for name in names}
-    found["laterality"] = student["laterality"]["accuracy"]
+    found["laterality"], found["laterality_n"] = student["laterality"]["accuracy"], student["laterality"]["n"]
     found["teachers"] = teachers
     found["best_teacher"] = max(teachers.values()) if teachers else None
     found["majority_class"] = named["baseline"]["mean_accuracy"] if "baseline" in named else None

@@ -8,8 +8,8 @@ One row a study of the split with a consensus and an ok trajectory:
 
 with SCORE = {"tokens", "policy", "reference"} in nats, summed over the response with its end of turn. `own` is one
 sample of the student at temperature 1: the mean of policy - reference over such samples estimates the divergence
-KL(policy || reference) of whole answers. It is null where the sample is empty. (The sample is tokenised again, which
-can differ from the tokens drawn.)
+KL(policy || reference) of whole answers. It is null where the sample is empty or was cut off at --max-new-tokens. (The
+sample is tokenised again, which can differ from the tokens drawn.)
 """
 
 import argparse
@@ -24,6 +24,11 @@ from data.row_checks import turn
 from data.rows import ok_trajectories
 from eval.predict import select
 from scripts.machine import default_device
+
+
+def ended(samples: Sequence[tuple[str, str]]) -> list[str]:
+    """The texts of (text, finish reason); "" for one that was cut off, whose end of turn was never drawn."""
+    return ["" if reason == "length" else text for text, reason in samples]
 
 
 def rows_of(studies: Sequence[dict], own: Sequence[str], root: str) -> list[tuple[list[str], dict]]:
@@ -113,19 +118,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = default_device()
     student = Student(infos[0], device=device, batch_size=32)
     prompts = [(study["prompt"], image_paths(study, root)) for study in usable]
-    own = [
-        text for text, _ in student.answer(prompts, max_new_tokens=args.max_new_tokens, temperature=1.0, seed=args.seed)
-    ]
-    rows = rows_of(usable, own, root)
+    samples = student.answer(prompts, max_new_tokens=args.max_new_tokens, temperature=1.0, seed=args.seed)
+    rows = rows_of(usable, ended(samples), root)
     policy = response_logps(student, [row for _, row in rows], args.batch_size)
     reference = response_logps(Student(infos[1], device=device), [row for _, row in rows], args.batch_size)
     found = joined(usable, rows, policy, reference)
     with atomic_open(args.out) as out:
         out.writelines(map(dump_line, found))
-    empty = sum(row["own"] is None for row in found)
+    cut = sum(reason == "length" for _, reason in samples)
+    empty = sum(row["own"] is None for row in found) - cut
     print(
         f"{len(found)} studies scored, {len(studies) - len(usable)} without consensus or trajectory left out, "
-        f"{empty} without a sample; written: {args.out}"
+        f"{cut} samples were cut off and {empty} empty; written: {args.out}"
     )
 
 

@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data import manifest
+from data import checkpoints, manifest
 from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
 from data.files import exclusive, sha256_file
 from data.phantom.teachers import WORLDS
 from data.records import did_you_mean
 from scripts import ablation_ledger as ledger
 from scripts import stages
-from scripts.ablation_plan import Place, Stage, row_stages
+from scripts.ablation_plan import Place, Stage, row_stages, start_of
 from scripts.ablation_rows import EQUAL_FLOPS, Row, Sizes, before, digest, read_rows, resolved
 from scripts.machine import write_problem
 from scripts.plan import ROOT
@@ -149,6 +149,7 @@ def line_of(
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "ranks": place.ranks,
         "cohort_sha256": sha256_file(place.out / "cohort" / "studies.jsonl")[:16],
+        "start": checkpoints.fingerprint(start_of(place, row, rows))[:16],
         "after": [one.name for one in before(row, rows)],
         "metrics": metrics,
         "seconds": seconds_of(place.out, own),

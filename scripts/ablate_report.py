@@ -10,6 +10,7 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 from data.errors import UserError, run_cli
@@ -32,6 +33,7 @@ from scripts.ablation_tables import (
     by_seed,
     compare,
     mean_of,
+    starts_elsewhere,
 )
 from scripts.plan import ROOT
 
@@ -39,6 +41,11 @@ DOC = ROOT / "docs" / "evidence.md"
 BEGIN, END = "<!-- ablation:begin (python -m scripts.ablate_report) -->", "<!-- ablation:end -->"
 # What a critique has to be no worse than: learning on the same consensus, in one round and in two.
 SUPERVISED = ("sft_consensus_flops", "sft_consensus_flops_best", "two_rounds_sft")
+ANEW = "°"
+ANEW_MEANS = (
+    f"In some seed from another training of Learn than `{REFERENCE}` of that seed (same films, teachers and settings; "
+    "another machine or number of processes): the difference contains both."
+)
 NOTHING = "The ledger holds no run yet: `bash scripts/ablate.sh` fills it."
 
 # column title -> where the number stands in a line's metrics, times what, decimals
@@ -72,16 +79,26 @@ TRAINING = {
     "margin ~ errors": (("rewards", "margin_errors"), 1, 2),
     "style AUC": (("style_auc",), 1, 3),
     "KL, nats": (("rewards", "kl"), 1, 1),
+    "samples": (("rewards", "own_samples"), 1, 0),
 }
+
+
+def fixed(number: float, digits: int, sign: str = "") -> str:
+    """`number` to `digits` decimals, halves away from zero, without a minus where it rounds to zero.
+
+    Many metrics are exact halves of the last digit (a count over 2,000), which a binary float would round by chance.
+    """
+    exact = Decimal(repr(round(number, 9))).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    return f"{exact + 0:{sign}.{digits}f}"
 
 
 def percent(mean: Mean | None) -> str:
     """ "91.2 (89.0 to 93.4)" of a share, with its n where that is not SEEDS."""
     if mean is None:
         return ""
-    text = f"{100 * mean.value:.1f}"
+    text = fixed(100 * mean.value, 1)
     if mean.low is not None and mean.high is not None:
-        text += f" ({100 * mean.low:.1f} to {100 * mean.high:.1f})"
+        text += f" ({fixed(100 * mean.low, 1)} to {fixed(100 * mean.high, 1)})"
     return text + ("" if mean.n == SEEDS else f", n={mean.n}")
 
 
@@ -89,20 +106,22 @@ def against(one: Comparison | None) -> str:
     """ "+3.1 (1.9 to 4.3; p .004, Holm .02)"."""
     if one is None or one.difference is None:
         return ""
-    text, low, high = f"{100 * one.difference.value:+.1f}", one.difference.low, one.difference.high
+    text, low, high = fixed(100 * one.difference.value, 1, "+"), one.difference.low, one.difference.high
     if one.p is None or one.adjusted is None or low is None or high is None:
         return f"{text} (no test)"
     p = f"p {p_text(one.p)}, Holm {p_text(one.adjusted)}"
-    return f"{text} ({100 * low:.1f} to {100 * high:.1f}; {p})"
+    return f"{text} ({fixed(100 * low, 1)} to {fixed(100 * high, 1)}; {p})"
 
 
 def p_text(p: float) -> str:
     return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
-def cell(mean: Mean | None, factor: float, digits: int) -> str:
-    """The number to `digits` decimals, without a minus where it rounds to zero."""
-    return "" if mean is None else f"{round(factor * mean.value, digits) + 0.0:.{digits}f}"
+def cell(mean: Mean | None, factor: float, digits: int, seeds: int) -> str:
+    """The number, with its n where the row has more seeds."""
+    if mean is None:
+        return ""
+    return fixed(factor * mean.value, digits) + ("" if mean.n == seeds else f" (n={mean.n})")
 
 
 def title(block: Block) -> str:
@@ -134,16 +153,21 @@ def main_table(block: Block, rows: dict[str, Row]) -> list[str]:
     ]
     for name, values in fixed.items():
         out.append(table_line([name, "", percent(mean_of(values)), "", "", ""]))
+    anew = {name for name in names if starts_elsewhere(block, name)}
     for name in names:
         lines = block.lines[name]
         seconds = mean_of({seed: line["seconds"] for seed, line in lines.items()})
         out.append(
             table_line(
-                [f"`{name}`", rows[name].question, percent(mean_of(by_seed(lines, "mean_accuracy")))]
-                + [against(to_reference.get(name)), against(to_teacher.get(name)), cell(seconds, 1, 0)]
+                [
+                    f"`{name}`" + (ANEW if name in anew else ""),
+                    rows[name].question,
+                    percent(mean_of(by_seed(lines, "mean_accuracy"))),
+                ]
+                + [against(to_reference.get(name)), against(to_teacher.get(name)), cell(seconds, 1, 0, len(lines))]
             )
         )
-    return out
+    return [*out, "", f"{ANEW} {ANEW_MEANS}"] if anew else out
 
 
 def supervised_table(block: Block, rows: dict[str, Row]) -> list[str]:
@@ -167,7 +191,8 @@ def supervised_table(block: Block, rows: dict[str, Row]) -> list[str]:
 def more_table(block: Block, rows: dict[str, Row], columns: dict) -> list[str]:
     out = [table_line(["row", *columns]), table_line(["---", *["---:"] * len(columns)])]
     for name in ordered(block, rows):
-        cells = [cell(mean_of(by_seed(block.lines[name], *path)), *form) for path, *form in columns.values()]
+        lines = block.lines[name]
+        cells = [cell(mean_of(by_seed(lines, *path)), *form, len(lines)) for path, *form in columns.values()]
         if any(cells):
             out.append(table_line([f"`{name}`", *cells]))
     return out if len(out) > 2 else []

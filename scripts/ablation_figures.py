@@ -75,7 +75,8 @@ def accuracy(block: Block, rows: dict[str, Row]) -> str | None:
         axis.legend(loc="lower left", frameon=False)
     axis.set_yticks(range(len(names)), names)
     axis.set_xlabel(
-        f"accuracy over the five findings, %, world {block.world}\nmean over seeds, 95 % t interval; no bar: one seed"
+        f"accuracy over the five findings, %, world {block.world}\n"
+        "mean over seeds, 95 % t interval; no bar: fewer than three seeds"
     )
     axis.xaxis.label.set_size(8)
     return as_svg(figure)

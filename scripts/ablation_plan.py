@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from data import checkpoints
 from data.files import write_atomic
 from scripts.ablation_flops import equal_epochs
-from scripts.ablation_rows import ANSWER, EQUAL_FLOPS, Row, Sizes, base_config, before, merged, words
+from scripts.ablation_rows import ANSWER, EQUAL_FLOPS, Row, Sizes, base_config, before, find_row, merged, words
 from scripts.plan import PHANTOM_CONFIGS, ROOT
 from scripts.second_round import compare_commands, voice_commands
 from scripts.settings import Value, read_config
@@ -140,6 +140,10 @@ def reference_free(row: Row) -> bool:
     return bool(row.settings.get("model_kwargs", {}).get("apo_reference_free"))
 
 
+def by_token(row: Row) -> bool:
+    return bool(row.settings.get("model_kwargs", {}).get("apo_length_normalised"))
+
+
 def launch(
     place: Place,
     launcher: str,
@@ -203,8 +207,10 @@ def start_of(place: Place, row: Row, rows: dict[str, Row]) -> Path:
     return trained(place, earlier[-1]) if earlier else checkpoints.latest(place.out / learn_name(row))
 
 
-def compared(place: Place, row: Row) -> Path:
-    """The study file with the row's consensus."""
+def compared(place: Place, row: Row, rows: dict[str, Row]) -> Path:
+    """The study file with the row's consensus; that of its `best_of` where it has one."""
+    if row.best_of:
+        row = find_row(row.best_of, rows)
     folder = place.row(row.name) / "compare" if row.after else place.out / compare_name(row)
     return folder / "studies.jsonl"
 
@@ -223,13 +229,13 @@ def training_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]
             return voice_commands(start, first, place.out / "cohort", voice, VOICE, ANSWER)
 
         def compare_again() -> list[Command]:
-            made = (folder / "compare" / "with-voice.jsonl", compared(place, row))
+            made = (folder / "compare" / "with-voice.jsonl", compared(place, row, rows))
             heard = voice / "studies.jsonl"
             return compare_commands("-", heard, place.out / "cohort", *made, VOICE, row.consensus)
 
         stages.append(Stage(f"{name}.voice", second_round, [f"rows/{name}/voice"], keep=True))
         stages.append(Stage(f"{name}.compare", compare_again, [f"rows/{name}/compare"]))
-    studies = compared(place, row)
+    studies = compared(place, row, rows)
     if row.variant:
         made = folder / "variant" / "studies.jsonl"
         options: list[object] = ["--seed", place.seed]
@@ -248,7 +254,7 @@ def training_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]
 
     def train() -> list[Command]:
         start = start_of(place, row, rows)
-        settings = train_settings(place, row, compared(place, row), studies, start)
+        settings = train_settings(place, row, compared(place, row, rows), studies, start)
         return [launch(place, row.launcher, start, [studies], folder / "train", settings, base_config(row))]
 
     stages.append(Stage(f"{name}.train", train, [f"rows/{name}/train"], keep=True))
@@ -258,7 +264,7 @@ def training_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]
 def scoring_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]:
     """The trained student's answers to the held-out films, its rewards on the validation films, and all metrics."""
     folder, name = place.row(row.name), row.name
-    studies = compared(place, row)
+    studies = compared(place, row, rows)
     films = ("--image-root", place.out / "cohort")
     answers, sure = (folder / "answer" / file for file in ("test.jsonl", "sure.jsonl"))
 
@@ -281,8 +287,8 @@ def scoring_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]:
         words = ["--studies", studies, "--answers", answers, "--results", results, "--calibration", sure]
         if row.launcher != "none":
             words += ["--rewards", folder / "answer" / "rewards.jsonl", "--log", folder / "train" / "logging.jsonl"]
-            # Rewards without a reference say nothing of how far a text moved from it.
-            words += [] if reference_free(row) else ["--beta", merged(row).get("beta", "1")]
+            # Rewards without a reference, or by token, say nothing of how far a whole text moved from it.
+            words += [] if reference_free(row) or by_token(row) else ["--beta", merged(row).get("beta", "1")]
             words += ["--trained-on", folder / "variant" / "studies.jsonl" if row.variant else studies]
         return [
             module(

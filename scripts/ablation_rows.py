@@ -39,6 +39,7 @@ KEYS = ("question", "group", "launcher", "consensus", "variant", "settings", "af
 VARIANT = ("negatives", "weights", "learn_consensus")
 STUDENTS = ("taught", "plain", "seeing")
 EQUAL_FLOPS = "equal_flops"
+COSTS = ("num_train_epochs", "max_pixels")  # of the critique's config: what EQUAL_FLOPS is computed from
 AS_CRITIQUE = "as_critique"  # in settings: the value that configs/apo_phantom.yaml has
 # Greedy answers of at most so many tokens, as in scripts/quickstart.sh.
 ANSWER = ("--max-new-tokens", "160", "--batch-size", "50")
@@ -214,9 +215,13 @@ def words(settings: dict[str, Any]) -> dict[str, Any]:
 def resolved(row: Row, sizes: Sizes, rows: dict[str, Row]) -> dict[str, Any]:
     """All that decides a row's numbers besides world, seed and code, as JSON."""
     learn = read_config("learn", ROOT / PHANTOM_CONFIGS["learn"])
-    best = {"best_of": row.best_of} if row.best_of else {}  # a key of its own, so that other rows keep their hash
+    # Keys of their own, so that other rows keep their hash.
+    own: dict[str, Any] = {"best_of": row.best_of} if row.best_of else {}
+    if row.settings.get("num_train_epochs") == EQUAL_FLOPS:
+        critique = read_config("critique", ROOT / PHANTOM_CONFIGS["critique"])
+        own["equal_to"] = {key: critique[key] for key in COSTS}
     return {
-        **best,
+        **own,
         "films": sizes._asdict(),
         "learn": {k: v for k, v in learn.items() if k not in OURS},
         "student": row.student,

@@ -112,6 +112,21 @@ def baselines(block: Block) -> dict[str, BySeed]:
     return {name: values for name, values in found.items() if values}
 
 
+def starts_elsewhere(block: Block, name: str) -> bool:
+    """Whether a row that should start where REFERENCE does began, in some seed, from another training of Learn.
+
+    Lines of before "start" stood in them are told apart by their number of training processes.
+    """
+    for seed, line in block.lines[name].items():
+        other = block.lines.get(REFERENCE, {}).get(seed)
+        if other is None or line["after"] or line["resolved"]["student"] or line["resolved"]["launcher"] == "none":
+            continue
+        key = "start" if "start" in line and "start" in other else "ranks"
+        if line.get(key) != other.get(key):
+            return True
+    return False
+
+
 class Comparison(NamedTuple):
     """A row against another: difference, p, and p adjusted by Holm for all rows of the block in the same column."""
 

@@ -12,7 +12,8 @@ Outputs (default: DIR/NAME) are cleared before a run, and only if an earlier run
 that stands in their place is left alone and reported. With --keep, an interrupted stage with the same fingerprint goes
 on with what is there, for commands that resume by themselves.
 
-The command's output goes to DIR/logs/NAME.log; DIR/stages.json keeps the seconds of every finished stage.
+The command's output goes to DIR/logs/NAME.log; DIR/stages.json keeps the seconds of every finished stage, those before
+an interruption included (not those before a kill -9).
 `python scripts/stages.py --out DIR --seconds-into FILE.json` copies them into that file's "seconds".
 """
 
@@ -126,17 +127,22 @@ def run_stage(
         write_atomic(marker_file, json.dumps(record, indent=2) + "\n")
         log = out / "logs" / f"{name}.log"
         log.parent.mkdir(exist_ok=True)
-        start = time.monotonic()
+        start = time.monotonic() - (marker.get("seconds", 0) if resume and marker else 0)
         print(f"{title}: {readable(commands, out)}\n{' ' * len(title)}  log: {log}", flush=True)
-        for i, command in enumerate(commands):
-            status = execute(command, log, title, start, append=i > 0 or resume)
-            if status:
-                seconds = time.monotonic() - start
-                raise UserError(
-                    f"stage {name} failed with status {status} after {seconds:.0f} s. Its last lines:\n"
-                    f"{tail(log)}\nRead {log}, mend the cause, and run the same command again: "
-                    "finished stages are not repeated"
-                )
+        try:
+            for i, command in enumerate(commands):
+                status = execute(command, log, title, start, append=i > 0 or resume)
+                if status:
+                    seconds = time.monotonic() - start
+                    raise UserError(
+                        f"stage {name} failed with status {status} after {seconds:.0f} s. Its last lines:\n"
+                        f"{tail(log)}\nRead {log}, mend the cause, and run the same command again: "
+                        "finished stages are not repeated"
+                    )
+        except BaseException:  # an interruption, too: what was spent counts when the stage goes on
+            record["seconds"] = round(time.monotonic() - start, 1)
+            write_atomic(marker_file, json.dumps(record, indent=2) + "\n")
+            raise
         seconds = round(time.monotonic() - start, 1)
         absent = [o for o in outputs if not (out / o).exists()]
         if absent:

@@ -158,6 +158,7 @@ def test_results_of_eval_phantom_are_read():
     assert found["mean_accuracy"] == 1.0 and found["best_teacher"] == 1.0
     assert found["teachers"] == {"a": pytest.approx(0.8), "b": 1.0}
     assert found["majority_class"] == pytest.approx(0.8) and "consensus" not in found
+    assert found["laterality"] is None and found["laterality_n"] == 0
 
 
 def test_what_is_not_finite_is_null():

@@ -1,6 +1,6 @@
 import pytest
 
-from eval.rewards import joined, rows_of
+from eval.rewards import ended, joined, rows_of
 from tests.eval.cases import study, trajectory
 
 STUDIES = [
@@ -16,6 +16,11 @@ def test_rows_say_who_speaks():
     assert first["messages"][1]["content"] == "Clear."
     assert [turns[0]["content"] for turns in first["negative_messages"]] == ["No edema.", "mine"]
     assert rows_of(STUDIES, ["a <|im_end|> b", ""], "/")[0][0] == ["a"], "no special token into a prompt"
+
+
+def test_a_sample_that_was_cut_off_is_none():
+    rows = rows_of(STUDIES, ended([("mine", "length"), ("mine", "stop")]), "/films")
+    assert [who for who, _ in rows] == [["a"], ["a", "c", ""]]
 
 
 def test_scores_go_back_to_who_spoke():

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ from data import checkpoints
 from data.errors import UserError
 from scripts import ablate
 from scripts import ablation_ledger as ledger
-from scripts.ablation_plan import Place, row_stages, train_settings
+from scripts.ablation_plan import Place, compared, row_stages, train_settings
 from scripts.ablation_rows import Sizes, read_row, read_rows
 from scripts.plan import ROOT
 
@@ -30,6 +31,9 @@ def rows(*names):
 def cohort(place):
     (place.out / "cohort").mkdir(parents=True, exist_ok=True)
     (place.out / "cohort" / "studies.jsonl").write_text("{}\n")
+    learnt = place.out / "learn" / "checkpoint-3"
+    learnt.mkdir(parents=True, exist_ok=True)
+    (learnt / "made-by").write_text(f"learn of seed {place.seed}")
 
 
 def make_row(done):
@@ -275,6 +279,20 @@ def test_without_a_reference_there_is_no_cache_and_no_displacement(place):
     assert "--beta" not in run.commands["pl_content.score"][1]
 
 
+def test_rewards_by_token_say_nothing_of_whole_texts(place):
+    run = Recorder()
+    ablate.run_row(place, read_row(ROOT / "configs/ablation/pl_length.yaml"), {}, run)
+    assert "--beta" not in run.commands["pl_length.score"][1]
+
+
+def test_the_best_checkpoint_stands_against_its_own_consensus():
+    all_rows = read_rows()
+    place = Place(Path("out"), "published", 3, Sizes(), 2, 1)
+    best, own = (compared(place, all_rows[name], all_rows) for name in ("two_rounds_n1_best", "two_rounds_n1"))
+    assert best == own == place.row("two_rounds_n1") / "compare/studies.jsonl"
+    assert compared(place, all_rows["pl_nll_best"], all_rows) == place.out / "compare-dawid_skene/studies.jsonl"
+
+
 def test_every_row_has_a_plan(place):
     all_rows = read_rows()
     for row in all_rows.values():
@@ -304,6 +322,7 @@ def test_each_run_is_done_once_and_a_failed_one_later_again(tmp_path, capsys, mo
     line = next(iter(lines.values()))
     assert line["metrics"] == METRICS and line["resolved"]["films"] == Sizes()._asdict()
     assert {"commit", "dirty", "code", "seconds", "shared_seconds", "cohort_sha256"} <= line.keys()
+    assert [one["start"] for one in lines.values()] == [f"learn of seed {one['seed']}"[:16] for one in lines.values()]
     ablate.run_matrix(given, rows("pl"))
     assert len(done) == 8
 

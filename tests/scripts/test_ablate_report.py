@@ -5,7 +5,7 @@ import pytest
 from data.errors import UserError
 from data.files import append_jsonl
 from scripts import ablate_report
-from scripts.ablate_report import BEGIN, END, NOTHING, cell, main, replaced
+from scripts.ablate_report import ANEW, ANEW_MEANS, BEGIN, END, NOTHING, cell, fixed, main, replaced
 from scripts.ablation_figures import figures, sweep_points
 from scripts.ablation_rows import Sizes, digest, read_rows, resolved
 from scripts.ablation_tables import baselines, blocks, compare, mean_of, paired
@@ -191,5 +191,31 @@ def test_the_shipped_document_is_what_the_ledger_gives(capsys):
 
 def test_a_small_negative_number_keeps_its_sign():
     values = (-0.05, -0.001, 0.0, 0.051, -0.0849)
-    assert [cell(mean_of({0: value}), 1, 2) for value in values] == ["-0.05", "0.00", "0.00", "0.05", "-0.08"]
-    assert cell(mean_of({0: -0.0004}), 100, 1) == "0.0" and cell(None, 1, 2) == ""
+    assert [cell(mean_of({0: value}), 1, 2, 1) for value in values] == ["-0.05", "0.00", "0.00", "0.05", "-0.08"]
+    assert cell(mean_of({0: -0.0004}), 100, 1, 1) == "0.0" and cell(None, 1, 2, 1) == ""
+
+
+def test_halves_are_rounded_up_and_not_by_chance():
+    shares = (0.8705, 0.8765, 0.8795, 0.0005, -0.0015, 0.87649)
+    assert [fixed(100 * share, 1) for share in shares] == ["87.1", "87.7", "88.0", "0.1", "-0.2", "87.6"]
+    assert fixed(3.14, 1, "+") == "+3.1" and fixed(-0.04, 1, "+") == "+0.0"
+
+
+def test_a_number_of_fewer_seeds_than_its_row_says_so(tmp_path):
+    thirds = {"drift": {"low": {"accuracy": {"student": 0.8}}}}
+    text = document(
+        tmp_path / "d", [line("pl", 0, 0.8), line("pl", 1, 0.8, **thirds), line("pl_nll", 1, 0.9, **thirds)]
+    )
+    assert "| `pl` | 80.0 (n=1) |" in text and "| `pl_nll` | 80.0 |" in text
+
+
+def test_a_row_from_another_training_of_learn_is_marked(tmp_path):
+    reference = line("pl_nll", 0, 0.9) | {"ranks": 2, "start": "a"}
+    same = line("pl", 0, 0.8) | {"ranks": 1, "start": "a"}
+    assert "`pl`°" not in document(tmp_path / "same", [reference, same]), "the checkpoint decides where it is known"
+    other = document(tmp_path / "other", [reference, same | {"start": "b"}])
+    assert "| `pl`° |" in other and f"\n\n{ANEW} {ANEW_MEANS}\n" in other
+    del same["start"]
+    assert "`pl`°" in document(tmp_path / "unknown", [reference, same])
+    second = line("two_rounds", 0, 0.9) | {"after": ["pl_nll"], "ranks": 1}
+    assert "`two_rounds`°" not in document(tmp_path / "second", [reference, second])

@@ -2,6 +2,7 @@ import pytest
 import yaml
 
 from data.errors import UserError
+from scripts import ablation_rows
 from scripts.ablation_rows import FOLDER, GROUPS, Sizes, before, digest, find_row, merged, read_row, read_rows, resolved
 from scripts.plan import ROOT
 from scripts.settings import read_config
@@ -98,6 +99,20 @@ def test_the_hash_follows_what_decides_the_numbers_and_nothing_else(tmp_path):
     ]
     assert len({first, *(config(write(tmp_path, "c", **one)) for one in changed)}) == 5
     assert config(path, Sizes(train=100)) != first
+
+
+def test_equal_flops_follow_the_critique(monkeypatch):
+    rows = read_rows()
+    names = ("sft_consensus_flops", "sft_consensus_flops_best", "n1_flops", "sft_consensus_samples")
+    before = [digest(resolved(rows[name], Sizes(), rows)) for name in names]
+    real = ablation_rows.read_config
+    monkeypatch.setattr(
+        ablation_rows,
+        "read_config",
+        lambda stage, path: real(stage, path) | ({"num_train_epochs": "20"} if stage == "critique" else {}),
+    )
+    after = [digest(resolved(rows[name], Sizes(), rows)) for name in names]
+    assert [a != b for a, b in zip(before, after, strict=True)] == [True, True, True, False]
 
 
 def test_after(tmp_path):

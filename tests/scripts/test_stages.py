@@ -55,10 +55,14 @@ def interrupt(out, *flags):
 def test_an_interrupted_stage_goes_on_or_begins_anew(tmp_path, flags, begun):
     said = interrupt(tmp_path, *flags)
     assert "interrupted; to go on, run the same command" in said
+    spent = stages.read_marker(tmp_path, "step")["seconds"]
     again = run(tmp_path, *flags, stop=True) if flags else run(tmp_path)
     assert again.returncode == 0, again.stderr
     assert ("was interrupted, goes on" in again.stdout) == bool(flags)
     assert result(tmp_path).read_text() == "begun\n" * begun
+    whole = stages.read_marker(tmp_path, "step")
+    assert whole["state"] == "done" and spent > 0
+    assert (whole["seconds"] >= spent) == bool(flags), "with what was spent before, where its work is kept"
     log = (tmp_path / "logs/step.log").read_text()
     assert log.count("\na line of the log") == begun, "the log of the first part is kept with its work"
 
