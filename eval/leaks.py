@@ -6,15 +6,17 @@ TRAIN is a file of study records; its split "train" counts (--split all for ever
 `python -m eval.run` knows, or another file of study records.
 
 Ids are compared where both sides number patients and films alike (same data set); patient 12 of one hospital is not
-patient 12 of another. Films are compared by name there, and byte for byte everywhere; by their pixels where ids cannot
-tell, or with --films pixels. An item overlaps when its patient, its study or one of its films does.
+patient 12 of another. Films are compared by name there, unless the name stands in several folders of one side
+(view1_frontal.jpg), and byte for byte everywhere; by their pixels where ids cannot tell, or with --films pixels. An
+item overlaps when its patient, its study or one of its films does.
 """
 
 import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,12 +29,19 @@ from eval.items import Benchmark, Item
 LEVELS = ("patient", "study", "film name", "film bytes", "film pixels")
 FILMS = ("auto", "names", "bytes", "pixels")
 # Beginning of a benchmark's name -> `source` of study records with the same ids. Others: their own name.
-ID_SPACES = {"ms-cxr-t": "mimic-cxr", "mimic": "mimic-cxr", "cxr-max": "mimic-cxr", "phantom": "phantom"}
+ID_SPACES = {
+    "ms-cxr-t": "mimic-cxr",
+    "mimic": "mimic-cxr",
+    "cxr-max": "mimic-cxr",
+    "chexpert": "chexpert",
+    "padchest": "padchest",
+    "phantom": "phantom",
+}
 SHOWN = 5
 
 
 class Trained(NamedTuple):
-    """What a model was trained on. `names`: films by (source, file name without its ending); `films`: their paths."""
+    """What a model was trained on. `names`: films by (source, name as `film_names` gives it); `films`: their paths."""
 
     file: str
     studies: int
@@ -49,13 +58,16 @@ def read_trained(path: Path, *, split: str = "train", image_root: Path | None = 
     studies = [study for study in read_studies(path) if split in ("all", study["split"])]
     if not studies:
         raise UserError(f'{path}: no study of split "{split}"; say --split all if all of them were trained on')
+    films = defaultdict(list)
+    for study in studies:
+        films[study["source"]] += study["images"]
     return Trained(
         str(path),
         len(studies),
         frozenset(study["source"] for study in studies),
         frozenset((study["source"], study["patient"]) for study in studies),
         frozenset((study["source"], study["id"]) for study in studies),
-        frozenset((study["source"], film_name(film)) for study in studies for film in study["images"]),
+        frozenset((source, name) for source, paths in films.items() for name in film_names(paths)),
         tuple(dict.fromkeys(film for study in studies for film in image_paths(study, root))),
     )
 
@@ -82,6 +94,14 @@ def film_name(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
 
 
+def film_names(paths: Iterable[str]) -> set[str]:
+    """The names of films that tell one from another: those that do not stand in several folders."""
+    folders = defaultdict(set)
+    for path in paths:
+        folders[film_name(path)].add(os.path.dirname(path))
+    return {name for name, where in folders.items() if len(where) == 1}
+
+
 def find(
     benchmark: Benchmark,
     trained: Trained,
@@ -100,12 +120,17 @@ def find(
         distance: bits by which two pixel hashes of one picture may differ.
         cache: JSONL file of pixel hashes, read and continued.
 
+    An item without study and films whose patient is the item itself has no ids to compare.
+
     Returns {"benchmark", "train", "ids_compared", "films_compared", "items", "patients", "overlapping_items",
     "by_level": {level: {"items", "shared"}}, "pairs" of near-identical films, "item_ids": {level: [...]}, and
     "not_compared": films that are missing on either side}.
     """
     source = source or id_space(benchmark.name)
-    comparable = source in trained.sources
+    comparable = source in trained.sources and any(
+        item.study or item.images or item.patient != item.id for item in benchmark.items
+    )
+    ours = list(dict.fromkeys(film for item in benchmark.items for film in item.images))
     hits: dict[str, set[str]] = {level: set() for level in LEVELS}
     shared: dict[str, set[str]] = {level: set() for level in LEVELS}
 
@@ -114,24 +139,25 @@ def find(
         shared[level].add(what)
 
     if comparable:
+        names = {name for name in film_names(ours) if (source, name) in trained.names}
         for item in benchmark.items:
             if (source, item.patient) in trained.patients:
                 note("patient", item, item.patient)
             if item.study and (source, item.study) in trained.ids:
                 note("study", item, item.study)
             for film in item.images:
-                if (source, film_name(film)) in trained.names:
+                if film_name(film) in names:
                     note("film name", item, film)
     compared = ["names"] if comparable else []
-    ours = list(dict.fromkeys(film for item in benchmark.items for film in item.images))
     missing = 0
     pairs: list[dict] = []
     if films != "names":
         here, there = ([path for path in paths if os.path.isfile(path)] for paths in (ours, trained.films))
         missing = len(ours) - len(here) + len(trained.films) - len(there)
         alike: dict[str, set[str]] = {"film bytes": film_hash.same_bytes(here, there), "film pixels": set()}
-        compared.append("bytes")
-        if films == "pixels" or (films == "auto" and not comparable):
+        if here and there:
+            compared.append("bytes")
+        if here and there and (films == "pixels" or (films == "auto" and not comparable)):
             compared.append("pixels")
             one, other = (film_hash.pixel_hashes(paths, cache=cache, workers=workers) for paths in (here, there))
             for i, (j, bits) in film_hash.near(one, other, distance).items():
@@ -160,8 +186,11 @@ def find(
 def notes_of(found: Mapping) -> list[str]:
     """What the foot of a table says about an overlap; never "none" where nothing could be compared."""
     where = f"{found['train']['studies']} training studies ({found['train']['file']})"
+    missing = []
+    if found["not_compared"]:
+        missing.append(f"{found['not_compared']} films are missing and were not compared by their contents")
     if not found["ids_compared"] and not found["films_compared"]:
-        return [f"overlap with {where} is unknown: no shared ids, and films were not compared"]
+        return [f"overlap with {where} is unknown: no shared ids, and films were not compared", *missing]
     how = [
         {"names": "ids and film names", "bytes": "film bytes", "pixels": "film pixels"}[one]
         for one in found["films_compared"]
@@ -179,20 +208,19 @@ def notes_of(found: Mapping) -> list[str]:
             notes.append(
                 "films were compared byte for byte only: `python -m eval.leaks` finds scaled or re-encoded ones"
             )
-    if found["not_compared"]:
-        notes.append(f"{found['not_compared']} films are missing and were not compared by their contents")
-    return notes
+    return notes + missing
 
 
 def exclude(benchmark: Benchmark, found: Mapping) -> Benchmark:
-    """The benchmark without its overlapping items; the rest of the notes and fingerprint say how many went."""
+    """The benchmark without its overlapping items; notes and fingerprint say how many went, the latter of all calls."""
     gone = {id_ for ids in found["item_ids"].values() for id_ in ids}
     kept = tuple(item for item in benchmark.items if item.id not in gone)
     if not kept:
         raise UserError(f"{benchmark.name}: every item overlaps with the training studies; nothing is left to score")
     left_out = len(benchmark.items) - len(kept)
     note = f"{left_out} of {len(benchmark.items)} items left out because they overlap with the training studies"
-    fingerprint = benchmark.fingerprint | {"overlapping_items_excluded": left_out}
+    before = benchmark.fingerprint.get("overlapping_items_excluded", 0)
+    fingerprint = benchmark.fingerprint | {"overlapping_items_excluded": before + left_out}
     return dataclasses.replace(benchmark, items=kept, notes=(*benchmark.notes, note), fingerprint=fingerprint)
 
 

@@ -5,7 +5,9 @@ rows come from all splits of MIMIC-CXR. A label says what the current film shows
 """
 
 import csv
+import gzip
 import sys
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -157,10 +159,11 @@ def read_sentences(path: Path, *, partial: bool = False) -> tuple[list[dict], di
 
 
 def _header(path: Path) -> set[str]:
+    opened = gzip.open if path.name.endswith(".gz") else open
     try:
-        with open(path, encoding="utf-8-sig", newline="") as source:
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as source:
             return {name.strip().lower() for name in next(csv.reader(source), [])}
-    except (OSError, ValueError, csv.Error):
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error):
         return set()  # `rows` opens the file again and says what is wrong with it
 
 

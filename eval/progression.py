@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.errors import UserError
 from data.findings_lexicon import FIVE
 from data.records import PROGRESSIONS, image_paths
 from eval import ms_cxr_t, phantom_items
@@ -41,11 +42,16 @@ OPENING = re.compile(
     r"(?:\((?P<inside>[abc])\)|(?P<bare>[abc])(?=[ \t]*(?:[).:,;*\n]|$)))",
     re.I,
 )
-WORDS = {"improving": r"improv\w*", "stable": r"stable|unchanged|no (?:\w+ )?change", "worsening": r"worse\w*"}
+WORDS = {"improving": r"improv\w*", "stable": "stable|unchanged", "worsening": r"worse\w*"}
+OPTION = f"(?:{'|'.join(WORDS.values())})"
+# A negation reaches over up to four words ("no evidence of interval worsening") and a list ("no improvement or
+# worsening"), but not over a word that opens a new thought ("no effusion but worsening edema").
+FILLER = rf"(?:(?!(?:and|but|with|while|which|that|change|{OPTION})\b)[\w-]+ ){{0,4}}"
+LIST = rf"(?:(?: or | nor |/){FILLER}{OPTION})*"
+WORDS["stable"] += f"|no {FILLER}change{LIST}"
+NEGATED = rf"(?:no|not|without|neither|nor|\w+n['\u2019]t) {FILLER}{OPTION}{LIST}"
 MENTION = re.compile(
-    r"(?P<no>\b(?:no|not|without|neither|nor) (?:\w+ )?)?"
-    r"\b(?:" + "|".join(f"(?P<{name}>{words})" for name, words in WORDS.items()) + r")\b",
-    re.I,
+    r"\b(?:" + "|".join(f"(?P<{name}>{words})" for name, words in WORDS.items()) + f"|{NEGATED})\\b", re.I
 )
 UNREAD = len(PROGRESSIONS)
 
@@ -55,6 +61,8 @@ def load(name: str, root: Path, *, seed: int = 0, limit: int | None = None, opti
 
     Options of the former: `table` (its csv), `images` (root of the films), `disagreement` (keep or drop labels on which
     the experts disagreed), `partial` (accept a table that was cut). Of the latter: `split`, `studies`.
+
+    Raises UserError for `disagreement=drop` with a table that does not say where the experts disagreed.
     """
     if name == "phantom-progression":
         pairs, fingerprint, notes, chosen = _phantom_pairs(name, root, options)
@@ -91,6 +99,11 @@ def _ms_cxr_t_pairs(name: str, root: Path, options: dict) -> tuple[list, dict, l
     chosen = choose(name, options, MS_CXR_T_OPTIONS)
     table = ms_cxr_t.find_table(root, ms_cxr_t.IMAGE_TABLE, chosen["table"])
     found, fingerprint, notes = ms_cxr_t.read_pairs(table, partial=chosen["partial"] == "yes")
+    if chosen["disagreement"] == "drop" and not fingerprint["label_quality"]:
+        raise UserError(
+            f"{table}: names no label quality (columns ..._label_quality), so that nothing is known of disagreement; "
+            "name the published table, or say --set disagreement=keep"
+        )
     films = Path(chosen["images"] or root).resolve()
     pairs, dropped = [], 0
     for pair in found:
@@ -140,7 +153,8 @@ def read_choice(text: str, order: Sequence[str]) -> str | None:
 
     An answer that opens with a letter ("(B) stable. The heart ...", "The answer is B") names that option, unless
     another option's word stands beside the letter. Otherwise the whole answer must name one option's word and no other,
-    in the forms improv..., worse..., stable, unchanged, no change; a negated word ("no worsening") names nothing.
+    in the forms improv..., worse..., stable, unchanged, no change; a negated word ("no worsening", "no evidence of
+    improvement or worsening") names nothing.
     """
     opening = OPENING.match(text)
     if opening:
@@ -153,7 +167,7 @@ def read_choice(text: str, order: Sequence[str]) -> str | None:
 
 def named(text: str) -> set[str]:
     """The options whose words stand in a text and are not negated."""
-    return {mention.lastgroup for mention in MENTION.finditer(text) if not mention["no"]}
+    return {mention.lastgroup for mention in MENTION.finditer(text)} - {None}  # None: negated
 
 
 def score(benchmark: Benchmark, answers: Sequence[dict], *, seed: int, resamples: int) -> dict:

@@ -48,6 +48,9 @@ def checked(
 ) -> Benchmark:
     """The benchmark with its overlap with each training file in the notes, without overlapping items if `excluded`.
 
+    "overlap_with_training" of the fingerprint is a list where there are several files. With `excluded` each is compared
+    with the items that those before it left.
+
     Args:
         files, notes: as `studies_of` returns them, or the file and image root that the user named.
 
@@ -55,6 +58,11 @@ def checked(
     """
     if excluded and not files:
         raise UserError("--exclude-overlap: the training studies are not known; name them with --train STUDIES.jsonl")
+    overlaps = []
     for file, root in files:
         benchmark = leaks.checked(benchmark, leaks.read_trained(file, image_root=root), excluded=excluded)
+        overlaps.append({"file": file.name} | benchmark.fingerprint["overlap_with_training"])
+    if len(overlaps) > 1:
+        fingerprint = benchmark.fingerprint | {"overlap_with_training": overlaps}
+        benchmark = dataclasses.replace(benchmark, fingerprint=fingerprint)
     return dataclasses.replace(benchmark, notes=(*benchmark.notes, *notes))

@@ -6,7 +6,7 @@ from PIL import Image
 
 from data.errors import UserError
 from data.records import write_studies
-from eval import film_hash, leaks
+from eval import film_hash, leaks, training_set
 from eval.items import Benchmark, Item
 from tests.eval import sets_tree
 from tests.eval.cases import study
@@ -58,6 +58,23 @@ def test_ids_of_another_hospital_are_not_compared(tmp_path):
     assert same["overlapping_items"] == 1
 
 
+@pytest.mark.parametrize("many", ["trained", "items"])
+def test_a_film_name_that_stands_in_several_folders_tells_nothing(tmp_path, many):
+    several, one = ["a/0.png", "b/0.png", "own.png"], ["c/0.png", "own.png"]
+    known, asked = (several, one) if many == "trained" else (one, several)
+    path = trained(tmp_path, [f"p{number}" for number in range(len(known))], films=known)
+    bench = benchmark(tmp_path, [(f"q{number}", "", film) for number, film in enumerate(asked)])
+    found = leaks.find(bench, leaks.read_trained(path), films="names")
+    assert found["item_ids"]["film name"] == [f"i{len(asked) - 1}"], "own.png alone"
+
+
+@pytest.mark.parametrize("name", ["chexpert-5", "chexpert-14", "padchest", "padchest20"])
+def test_the_variants_of_a_benchmark_share_the_ids_of_its_data_set(tmp_path, name):
+    known = leaks.read_trained(trained(tmp_path, ["p1"], source=name.split("-")[0].removesuffix("20")))
+    found = leaks.find(benchmark(tmp_path, [("p1", "", "x.png")], name), known, films="names")
+    assert found["ids_compared"] and found["item_ids"]["patient"] == ["i0"]
+
+
 def test_only_the_split_that_was_trained_on_counts(tmp_path):
     path = trained(tmp_path, ["p1"], split="validate")
     with pytest.raises(UserError, match='no study of split "train".*--split all'):
@@ -89,6 +106,42 @@ def test_missing_films_are_counted_not_hidden(tmp_path):
     found = leaks.find(benchmark(tmp_path, [("a", "", "x.png")]), leaks.read_trained(path))
     assert found["not_compared"] == 1
     assert "1 films are missing and were not compared by their contents" in leaks.notes_of(found)
+
+
+UNKNOWN = "overlap with 1 training studies (train.jsonl) is unknown: no shared ids, and films were not compared"
+
+
+@pytest.mark.parametrize("gone", ["films", "bench"])
+def test_films_that_are_all_missing_on_one_side_were_not_compared(tmp_path, gone):
+    known = leaks.read_trained(trained(tmp_path, ["p1"], source="elsewhere"))
+    one = benchmark(tmp_path, [("a", "", "x.png")], "open-i")
+    shutil.rmtree(tmp_path / gone)
+    found = leaks.find(one, known, films="pixels")
+    assert found["films_compared"] == []
+    assert leaks.notes_of(found) == [UNKNOWN, "1 films are missing and were not compared by their contents"]
+
+
+def test_items_without_patients_and_films_share_no_ids(tmp_path):
+    known = leaks.read_trained(trained(tmp_path, ["p1"]))
+    pairs = Benchmark("ms-cxr-t-similarity", "yesno", (Item("pair-2", "pair-2", "", (), "q", {}),), {}, {}, ())
+    found = leaks.find(pairs, known)
+    assert not found["ids_compared"] and leaks.notes_of(found) == [UNKNOWN]
+
+
+def test_several_training_files_add_up(tmp_path):
+    (tmp_path / "other").mkdir()
+    files = [trained(tmp_path, ["p1", "p2"], films=["a.png", "b.png"]), trained(tmp_path / "other", ["p3"])]
+    one = benchmark(tmp_path, [(f"p{number}", "", f"{number}.png") for number in range(1, 6)])
+    kept = training_set.checked(one, [(file, None) for file in files], [], excluded=True)
+    assert [item.id for item in kept.items] == ["i3", "i4"]
+    assert kept.fingerprint["overlapping_items_excluded"] == 3
+    overlaps = kept.fingerprint["overlap_with_training"]
+    assert [(overlap["file"], overlap["overlapping_items"]) for overlap in overlaps] == [
+        ("train.jsonl", 2),
+        ("train.jsonl", 1),
+    ]
+    alone = training_set.checked(one, [(files[0], None)], [], excluded=False)
+    assert alone.fingerprint["overlap_with_training"]["overlapping_items"] == 2
 
 
 def test_overlapping_items_are_excluded_and_the_foot_says_so(tmp_path):

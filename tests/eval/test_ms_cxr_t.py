@@ -1,3 +1,5 @@
+import gzip
+
 import pytest
 
 from data.errors import UserError
@@ -38,6 +40,22 @@ def test_a_table_without_label_quality_is_read(tmp_path):
     order = [column for column in tree.image_rows()[0] if not column.endswith("label_quality")]
     pairs, found, _ = ms_cxr_t.read_pairs(tree.write_images(tmp_path, order=order))
     assert len(pairs) == 3 and found["label_quality"] == {}
+
+
+def test_optional_columns_of_a_gzip_table_are_read(tmp_path):
+    def zipped(path):
+        packed = path.with_name(path.name + ".gz")
+        packed.write_bytes(gzip.compress(path.read_bytes()))
+        return packed
+
+    path = tree.write_images(tmp_path)
+    assert ms_cxr_t.read_pairs(zipped(path))[0] == ms_cxr_t.read_pairs(path)[0]
+    path = tree.write_sentences(tmp_path)
+    assert ms_cxr_t.read_sentences(zipped(path))[0] == ms_cxr_t.read_sentences(path)[0]
+    cut = tmp_path / "cut.csv.gz"
+    cut.write_bytes(zipped(path).read_bytes()[:20])
+    with pytest.raises(UserError, match="cut.csv.gz: the gzip file is cut off or damaged"):
+        ms_cxr_t.read_sentences(cut)
 
 
 def test_a_repeated_label_counts_once_and_is_told(tmp_path):

@@ -37,6 +37,24 @@ DRAW = {"seed": 0, "resamples": 50}
         ("(C) worsening", None),
         ("No worsening.", None),
         ("Not stable", None),
+        ("not improved", None),
+        ("There is no evidence of worsening.", None),
+        ("No sign of improvement.", None),
+        ("no definite interval improvement", None),
+        ("There is no improvement or worsening.", None),
+        ("No definite improvement or interval worsening.", None),
+        ("Neither improved nor worsened", None),
+        ("It hasn't improved.", None),
+        ("No evidence of improvement or worsening; stable.", "stable"),
+        ("Stable, without evidence of interval worsening.", "stable"),
+        ("(C) stable, no evidence of worsening", "stable"),
+        ("No change", "stable"),
+        ("No change or worsening.", "stable"),
+        ("No significant interval change.", "stable"),
+        ("No effusion, and no change.", "stable"),
+        ("No pneumothorax but worsening edema.", "worsening"),
+        ("No, it has worsened.", "worsening"),
+        ("Not only stable but improving.", "improving"),
         ("improving or stable", None),
         ("A pleural effusion is seen.", None),
         ("Consolidation.", None),
@@ -152,6 +170,15 @@ def test_questions_of_ms_cxr_t(tmp_path):
     assert len(kept.items) == 4 and any("1 labels on which the experts disagreed" in note for note in kept.notes)
     assert load(root, images=str(tmp_path / "films")).items[0].images[0].startswith(str(tmp_path / "films"))
     assert len(progression.load("ms-cxr-t-progression", root, limit=1, options={}).items) == 2, "a pair is not torn"
+
+
+def test_disagreement_cannot_be_dropped_where_the_table_names_none(tmp_path):
+    root = tree.make(tmp_path / "mimic")
+    order = [column for column in tree.image_rows()[0] if not column.endswith("label_quality")]
+    table = tree.write_images(root, order=order)
+    with pytest.raises(UserError, match=r"v1.0.0.csv: names no label quality.*--set disagreement=keep"):
+        load(root, disagreement="drop")
+    assert len(load(root, table=str(table)).items) == 5
 
 
 def test_an_unknown_option_is_answered_with_the_nearest(tmp_path):
