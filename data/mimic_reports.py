@@ -1,7 +1,9 @@
 """Finds and opens the reports of MIMIC-CXR: one text file a study, in a folder or in the zip as it was downloaded."""
 
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 
 from data.errors import UserError
@@ -9,6 +11,9 @@ from data.files import StrPath
 from data.mimic_sections import report_text
 
 ARCHIVE = "mimic-cxr-reports.zip"
+# What zipfile raises for altered bytes, besides its own error: NotImplementedError (a RuntimeError) for a version, flag
+# or compression it does not know, RuntimeError for one that says encrypted, ValueError for a name that is not UTF-8.
+DAMAGED = (OSError, EOFError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 def find_reports(root: StrPath) -> str | None:
@@ -36,7 +41,7 @@ def open_reports(path: StrPath) -> Callable[[int, int], str | None]:
         raise UserError(f"{path}: holds no files/p10/...; name the folder that mimic-cxr-reports.zip was unpacked into")
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{path}: cannot be read as a zip file ({getattr(error, 'strerror', None) or 'damaged or cut off'}); "
             f"name {ARCHIVE} or the folder it was unpacked into"
@@ -52,9 +57,10 @@ def open_reports(path: StrPath) -> Callable[[int, int], str | None]:
         if name not in names:
             return None
         try:
-            return _seen(archive.read(name), study)
-        except (OSError, zipfile.BadZipFile) as error:
+            raw = archive.read(name)
+        except DAMAGED as error:
             raise UserError(f"{path}: report of study s{study} is damaged; download {ARCHIVE} again") from error
+        return _seen(raw, study)
 
     return read
 

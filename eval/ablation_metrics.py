@@ -309,7 +309,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
     studies = list(read_studies(args.studies))
-    test = split_of(studies, "test")
+    test = split_of(studies, "test", args.studies)
     answers = read_answers(args.answers, [study["id"] for study in test])
     truths = [presence.read_truth(study) for study in test]
     readings = read_all([row["text"] for row in answers])

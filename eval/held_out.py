@@ -58,8 +58,9 @@ def load(name: str, root: Path, *, seed: int = 0, limit: int | None = None, opti
         raise UserError(f"{path}: no such file; name the folder of the studies, or the file with --set studies=FILE")
     folder = root_of(path, chosen["images"])
     everything = list(read_studies(path))
-    studies = split_of(everything, chosen["split"])
-    labelled = [study for study in studies if study.get("findings")]
+    studies = split_of(everything, chosen["split"], path, "check --set split= and the file")
+    # {} is a label: nothing is listed, so nothing is there (data.cxr_max writes it where a table's row is all blank).
+    labelled = [study for study in studies if study.get("findings") is not None]
     if not labelled:
         raise UserError(f'{path}: no study of split "{chosen["split"]}" has findings; make the records with labels')
     teachers, consensus = teacher_texts(labelled), consensus_texts(labelled) or [None] * len(labelled)
@@ -76,7 +77,7 @@ def load(name: str, root: Path, *, seed: int = 0, limit: int | None = None, opti
     notes = ["the consensus is no truth: agreement with it says whether the student repeats it"]
     if len(labelled) < len(studies):
         notes.append(f"{len(studies) - len(labelled)} studies without labels were left out")
-    train = [study for study in everything if study["split"] == "train" and study.get("findings")]
+    train = [study for study in everything if study["split"] == "train" and study.get("findings") is not None]
     majority = None
     if train:
         majority = majority_reading(train, LABELS, chosen["uncertain"])

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
-from data.files import sha256_file, write_atomic
+from data.files import StrPath, sha256_file, write_atomic
 from data.findings import LABELS
 from data.records import read_studies
 from eval import presence
@@ -34,11 +34,13 @@ PACKAGES = ("torch", "torchvision", "transformers", "ms-swift", "trl", "peft", "
 ANSWERED = ("ok", "truncated")
 
 
-def split_of(studies: Iterable[dict], split: str) -> list[dict]:
-    """The studies of one split, in file order; UserError when there is none."""
+def split_of(
+    studies: Iterable[dict], split: str, path: StrPath, remedy: str = "name a file that has some"
+) -> list[dict]:
+    """The studies of one split, in file order; UserError when there is none, which names `path` and the remedy."""
     chosen = [s for s in studies if s.get("split") == split]
     if not chosen:
-        raise UserError(f'no study of split "{split}"; check --split and the studies file')
+        raise UserError(f'{path}: no study of split "{split}"; {remedy}')
     return chosen
 
 
@@ -256,7 +258,7 @@ def main(argv=None) -> None:
     refuse_below_one(args, "resamples", "limit")
     files = named_files(args.predictions)
     everything = list(read_studies(args.studies))
-    studies = split_of(everything, args.split)[: args.limit]
+    studies = split_of(everything, args.split, args.studies, "check --split and --studies")[: args.limit]
     predictions = {name: read_predictions(path, studies) for name, path in files.items()}
     train = [s for s in everything if s.get("split") == "train"]
     scored = evaluate(

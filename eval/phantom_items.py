@@ -26,7 +26,7 @@ def read(root: Path, chosen: Mapping[str, str]) -> tuple[list[dict], Path, dict]
         raise UserError(
             f"{path}: no such file; name a cohort folder with --data-root, or its file with --set studies=FILE"
         )
-    studies = split_of(read_studies(path), chosen["split"])
+    studies = split_of(read_studies(path), chosen["split"], path, "check --set split= and the file")
     for study in studies:
         if study.get("findings") is None:
             raise UserError(f"{path}: study {study['id']}: no findings to score against; name a phantom cohort")

@@ -151,7 +151,9 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     results = read_results(args.results)
     root = root_of(args.studies, args.image_root)
-    studies = phantom.split_of(read_studies(args.studies), results["split"])[: results["studies"]["scored"]]
+    studies = phantom.split_of(read_studies(args.studies), results["split"], args.studies)[
+        : results["studies"]["scored"]
+    ]
     files = phantom.named_files(args.predictions)
     texts = {name: phantom.read_predictions(path, studies) for name, path in files.items()}
     at = {s["id"]: i for i, s in enumerate(studies)}

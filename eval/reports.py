@@ -12,7 +12,7 @@ The two protocols' numbers never compare: the same pairs of texts differ by .06 
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -79,7 +79,8 @@ def load(name: str, root: Path, *, seed: int = 0, limit: int | None = None, opti
     `annotation` (its file), `images`, `prompt`. Of mimic-report-findings: `tables`, `reports`, `images`, `prompt`,
     `film` (every frontal film of a study, or the first), `partial`. Of phantom-reports: `cleaning`, `split`, `studies`.
 
-    Raises UserError for missing or damaged tables, and for packages, Java or RadEval that are asked for and not there.
+    Raises UserError for missing or damaged tables, for training reports that give no vocabulary, and for packages, Java
+    or RadEval that are asked for and not there.
     """
     known, read = {
         "mimic-report-r2gen": (R2GEN_OPTIONS, _r2gen_films),
@@ -156,7 +157,20 @@ def _r2gen_films(root: Path, chosen: dict) -> tuple[list[Film], dict, list[str],
         notes.append(f"{no_patient} images name no patient: each counts as its own, so intervals are too narrow")
     if len(films) != R2GEN_TEST:
         notes.append(f"{len(films)} images with a report, where R2Gen's file has {R2GEN_TEST:,}: not the published set")
-    return films, fingerprint, notes, text_cleaning.r2gen_vocabulary(row["report"] for row in parts["train"])
+    train = (row["report"] for row in parts["train"])
+    remedy = "download it again, with its whole part train"
+    return films, fingerprint, notes, _vocabulary(path, train, text_cleaning.R2GEN_THRESHOLD, remedy)
+
+
+def _vocabulary(path: Path, train: Iterable[str], threshold: int, remedy: str) -> frozenset[str]:
+    """R2Gen's vocabulary. UserError where no word is left: every reference would be <unk>, which no answer matches."""
+    vocabulary = text_cleaning.r2gen_vocabulary(train, threshold)
+    if vocabulary <= {"."}:  # what cleaning makes of an empty report
+        raise UserError(
+            f"{path}: no word stands {threshold} times in the reports of split train, so that every word of a "
+            f"reference would be {text_cleaning.UNKNOWN}; {remedy}"
+        )
+    return vocabulary
 
 
 def _annotation_file(root: Path, told: str | None) -> Path:
@@ -176,7 +190,7 @@ def _read_annotation(path: Path) -> dict[str, list[dict]]:
     """{"train", "val", "test": [row]}, every row checked."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last: nested too deep
         raise UserError(
             f"{path}: cannot be read as JSON ({getattr(error, 'strerror', None) or type(error).__name__}); download it "
             "again"
@@ -249,10 +263,12 @@ def _phantom_films(root: Path, chosen: dict) -> tuple[list[Film], dict, list[str
         notes.append(f"{len(studies) - len(films)} studies without a report were left out")
     if chosen["cleaning"] == "findings":
         return films, fingerprint, notes, None
-    everything = read_studies(root / chosen["studies"])
+    path = root / chosen["studies"]
+    everything = read_studies(path)
     train = [study["report"] for study in everything if study["split"] == "train" and study.get("report")]
     sections = (text_cleaning.findings_section(report) for report in train)
-    vocabulary = text_cleaning.r2gen_vocabulary(sections, PHANTOM_THRESHOLD)
+    remedy = "name a cohort with training reports, or score with --set cleaning=findings"
+    vocabulary = _vocabulary(path, sections, PHANTOM_THRESHOLD, remedy)
     return films, fingerprint | {"training_reports": len(train)}, notes, vocabulary
 
 

@@ -34,7 +34,7 @@ def read_table(path: Path, *, partial: bool = False) -> dict[str, frozenset[str]
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last: nested too deep
         raise UserError(f"{path}: not a JSON file ({type(error).__name__}); {REMEDY}") from error
     if not isinstance(entries, list):
         raise UserError(f"{path}: not a list of films; {REMEDY}")

@@ -7,13 +7,14 @@ ones, and a finding without a tag counts as absent.
 
 import tarfile
 import xml.etree.ElementTree as ElementTree
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import Problems, UserError
-from eval.sets import Film, FilmSet, check_table, film_index, find_file
+from eval.sets import PARTIAL, Film, FilmSet, check_table, film_index, find_file
 
 LABELS = {
     "Atelectasis": "atelectasis",
@@ -64,14 +65,21 @@ def read_reports(path: Path, *, partial: bool = False) -> list[Report]:
     for name, source in _sources(path):
         try:
             report = _report(source)
-        except (ElementTree.ParseError, AttributeError, KeyError) as error:
+        # LookupError and ValueError: also of an encoding that is not known, or of several bytes.
+        except (ElementTree.ParseError, AttributeError, LookupError, ValueError) as error:
             problems.add(f"{path}: {name}: not a report of Open-I ({type(error).__name__}); download it again")
             continue
         for what in (report.uid, *report.images):
             if seen.setdefault(what, name) != name or report.images.count(what) > 1:
                 problems.add(f"{path}: {name}: id {what} stands in {seen[what]} already; keep one")
         reports.append(report)
-    check_table(problems, "reports", len(reports), REPORTS, partial, empty=f"holds no XML report; {REMEDY}")
+    whole = check_table(problems, "reports", len(reports), REPORTS, partial, empty=f"holds no XML report; {REMEDY}")
+    images = sum(len(report.images) for report in reports)
+    if whole and images != IMAGES and not partial:
+        raise UserError(
+            f"{path}: {images} images in {REPORTS} reports, where the published ones have {IMAGES}; download them "
+            f"again, or say {PARTIAL} if they were cut on purpose"
+        )
     return sorted(reports, key=lambda report: (len(report.uid), report.uid))
 
 
@@ -121,15 +129,19 @@ def read(root: Path, chosen: dict) -> FilmSet:
 def _sources(path: Path) -> Iterator[tuple[str, bytes]]:
     if path.is_dir():
         for file in sorted(path.glob("*.xml")):
-            yield file.name, file.read_bytes()
+            try:
+                source = file.read_bytes()
+            except OSError as error:
+                raise UserError(f"{path}: {file.name}: cannot be read ({error.strerror}); {REMEDY}") from error
+            yield file.name, source
         return
     try:
         with tarfile.open(path) as archive:
             for member in archive:
                 if member.isfile() and member.name.endswith(".xml"):
                     yield member.name.rpartition("/")[2], archive.extractfile(member).read()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a tar archive, or cut off ({type(error).__name__}); {REMEDY}") from error
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise UserError(f"{path}: not a tar archive, or damaged ({type(error).__name__}); {REMEDY}") from error
 
 
 def _report(source: bytes) -> Report:

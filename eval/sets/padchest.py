@@ -66,10 +66,11 @@ def read_table(path: Path, *, partial: bool = False) -> tuple[list[Row], dict, l
         seen.add(image)
         if method not in (PHYSICIAN, MODEL):
             problems.add(f"{path}:{line}: MethodLabel is neither {PHYSICIAN} nor {MODEL}; download the table again")
+        # The method first: what the model labelled is never scored, so a blank row of it is no loss.
+        if method != PHYSICIAN:
+            continue
         if listed.strip().lower() in ("", "nan"):
             blank += 1
-            continue
-        if method != PHYSICIAN:
             continue
         labels = _labels(listed)
         if labels is None:
@@ -83,7 +84,7 @@ def read_table(path: Path, *, partial: bool = False) -> tuple[list[Row], dict, l
         "table_patients": len(patients),
         "methods": dict(sorted(methods.items())),
     }
-    return list(found.values()), counts, [f"{blank} rows without Labels were left out"] if blank else []
+    return list(found.values()), counts, [f"{blank} rows of physicians without Labels were left out"] if blank else []
 
 
 def read(root: Path, chosen: dict) -> FilmSet:

@@ -1,6 +1,7 @@
 import gzip
 import json
 import sys
+import zipfile
 
 import pytest
 
@@ -106,8 +107,6 @@ def test_studies_of_one_moment_are_no_priors(tmp_path):
 @pytest.mark.parametrize("unpacked", [False, True])
 def test_reports(root, unpacked):
     if unpacked:
-        import zipfile
-
         zipfile.ZipFile(root / "mimic-cxr-reports.zip").extractall(root / "mimic-cxr-reports")
         (root / "mimic-cxr-reports.zip").unlink()
     counts, studies = records(root)
@@ -116,6 +115,37 @@ def test_reports(root, unpacked):
     )
     assert studies["s59999995"]["report"] == "FINDINGS: Clear lungs."
     assert counts["reports"] == 2 and "report" not in studies["s59999996"]
+
+
+def damaged(root, at, byte):
+    """The zip of reports deflated, and a byte of it altered; `at` is relative to a signature: (signature, offset)."""
+    file = root / "mimic-cxr-reports.zip"
+    with zipfile.ZipFile(file) as archive:
+        texts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in texts.items():
+            archive.writestr(name, text)
+    raw = bytearray(file.read_bytes())
+    raw[raw.index(at[0]) + at[1]] = byte
+    file.write_bytes(raw)
+
+
+CENTRAL = b"PK\1\2"
+
+
+@pytest.mark.parametrize(
+    ("at", "byte", "what"),
+    [
+        ((b".txt", 4), 0xFF, "reports.zip: report of study s59999991 is damaged; download"),  # zlib.error
+        ((CENTRAL, 8), 0x20, "reports.zip: report of study s59999991 is damaged; download"),  # patch data: no such
+        ((CENTRAL, 8), 0x01, "reports.zip: report of study s59999991 is damaged; download"),  # encrypted
+        ((CENTRAL, 10), 0x63, "reports.zip: report of study s59999991 is damaged; download"),  # unknown compression
+        ((CENTRAL, 6), 0xFF, "reports.zip: cannot be read as a zip file (damaged or cut off)"),  # version 25.5
+    ],
+)
+def test_damaged_reports(root, at, byte, what):
+    damaged(root, at, byte)
+    assert what in refusal(records, root)
 
 
 def test_missing_films_are_set_aside_counted_and_named_by_study(tmp_path, capsys, monkeypatch):

@@ -179,6 +179,22 @@ def test_per_item_numbers_serve_paired_tests(cohort):
     assert last["words"] == len(REFUSAL.split())
 
 
+def test_labels_that_list_nothing_are_labels(make_file):
+    """data.cxr_max --labels writes {} for a row whose labels are all blank: nothing is there, which is known."""
+    blank = {"findings": {}}
+    studies = [study(0, {}) | blank, study(2, {"Edema": None})]
+    studies += [study(0, {"Edema": None}, split="train"), *(study(n, {}, split="train") | blank for n in (2, 4))]
+    one = load(make_file(studies).parent, "cxr-max-held-out")
+    assert [item.id for item in one.items] == ["test-0", "test-2"] and one.fingerprint["labelled"] == 2
+    assert not any("without labels" in note for note in one.notes)
+    assert one.protocol["majority_class"] == []  # edema is in one of three
+    scored = held_out.score(one, answers(report(), report(Edema="present")), **DRAW)
+    assert scored["per_item"][0]["truth"] == {"Edema": 0, "No Finding": 1}
+    assert value(scored, "14 labels/exact match") == 1
+    wrong = held_out.score(one, answers(report(Edema="present"), report(Edema="present")), **DRAW)
+    assert value(wrong, "hallucinated/Edema") == 1 and value(wrong, "14 labels/exact match") == 1 / 2
+
+
 def test_items_and_exclusions(cohort, make_file, tmp_path):
     one = load(cohort, "cxr-max-held-out")
     assert [item.id for item in one.items] == ["test-0", "test-1", "test-2", "test-3"]
@@ -196,6 +212,8 @@ def test_items_and_exclusions(cohort, make_file, tmp_path):
     make_file([bare], "none.jsonl")
     with pytest.raises(UserError, match='none.jsonl: no study of split "test" has findings'):
         load(cohort, studies="none.jsonl")
+    with pytest.raises(UserError, match='none.jsonl: no study of split "train"; check --set split= and'):
+        load(cohort, studies="none.jsonl", split="train")
     with pytest.raises(UserError, match="gone.jsonl: no such file.*--set studies=FILE"):
         load(cohort, studies="gone.jsonl")
     with pytest.raises(UserError, match="no such option; did you mean 'uncertain'"):

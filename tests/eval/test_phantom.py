@@ -158,6 +158,11 @@ def test_bad_named_files(bad):
         phantom.named_files(bad)
 
 
-def test_an_empty_split_is_an_error():
-    with pytest.raises(UserError, match='no study of split "validate"'):
-        phantom.split_of(cohort()[1], "validate")
+def test_an_empty_split_is_an_error(make_file, tmp_path):
+    # Not every caller has an option --split.
+    with pytest.raises(UserError, match='^s.jsonl: no study of split "validate"; name') as error:
+        phantom.split_of(cohort()[1], "validate", "s.jsonl")
+    assert "--split" not in str(error.value)
+    path = make_file(cohort()[1])
+    with pytest.raises(UserError, match=f'^{path}: no study of split "validate"; check --split and --studies'):
+        phantom.main(["--studies", str(path), "--split", "validate", "--out", str(tmp_path / "results.json")])

@@ -141,6 +141,16 @@ def test_r2gen_protocol_cleans_answers(r2gen):
     assert row(reports.score(one, answers("", " "), **DRAW))["length/share of empty answers"] == 1
 
 
+@pytest.mark.parametrize(
+    "train", [[], [image(n, f"word{n}", "train") for n in range(9)], [image(1, " ", "train")] * 10]
+)
+def test_references_of_nothing_but_unknown_words_are_refused(r2gen, train):
+    path = r2gen / "annotation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"train": train}))
+    with pytest.raises(UserError, match="annotation.json: no word stands 10 times.*would be <unk>; download it again"):
+        load(r2gen, "mimic-report-r2gen")
+
+
 def test_images_of_r2gen_are_looked_for_in_files_where_that_is(r2gen):
     (r2gen / "files").mkdir()
     item = load(r2gen, "mimic-report-r2gen").items[0]
@@ -185,6 +195,13 @@ def test_phantom_by_either_protocol(cohort):
     assert row(reports.score(two, answers("no pleural effusion", "No pleural effusion."), **DRAW))[
         f"{COCO}/BLEU-1"
     ] == pytest.approx(7 / 8 * 2.718281828459045 ** (1 - 9 / 8))
+
+
+def test_a_cohort_without_training_reports_has_no_vocabulary(make_file):
+    root = make_file([study(0, {}) | {"report": "FINDINGS: Clear."}]).parent
+    assert len(load(root, "phantom-reports").items) == 1
+    with pytest.raises(UserError, match="studies.jsonl: no word stands 3 times.*--set cleaning=findings"):
+        load(root, "phantom-reports", cleaning="r2gen")
 
 
 def test_meteor_is_named_where_it_is_left_out(cohort, monkeypatch):
@@ -236,6 +253,7 @@ def test_one_text_says_why_its_cider_is_0(cohort):
         ("[]", "is no object of the lists train, val and test"),
         ('{"train": [], "val": []}', "is no object of the lists"),
         ("{", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
         (
             '{"train": [], "val": [], "test": [{"id": "a", "report": "x"}]}',
             r"test\[0\]: needs the strings id and report",

@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import random
 import shutil
 import tarfile
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -97,6 +99,44 @@ def test_open_i_reads_the_published_archive_too(tmp_path):
     assert other.items == load("open-i", folder).items
 
 
+def test_open_i_whole_reports_have_the_published_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(openi, "REPORTS", 4)
+    monkeypatch.setattr(openi, "IMAGES", 4)
+    root = sets_tree.openi(tmp_path)
+    assert len(load("open-i", root).items) == 4 * 18
+    monkeypatch.setattr(openi, "IMAGES", 400)
+    with pytest.raises(UserError, match="4 images in 4 reports, where the published ones have 400.*partial=yes"):
+        load("open-i", root)
+    assert len(load("open-i", root, partial="yes").items) == 4 * 18
+
+
+@pytest.mark.parametrize("encoding", ["foo", "utf-7", "gb2312"])
+def test_open_i_xml_in_an_encoding_that_cannot_be_read(tmp_path, encoding):
+    root = sets_tree.openi(tmp_path)
+    (root / "ecgen-radiology" / "3.xml").write_text(f'<?xml version="1.0" encoding="{encoding}"?><a/>')
+    with pytest.raises(UserError, match="3.xml: not a report of Open-I"):
+        load("open-i", root)
+
+
+def test_open_i_folder_in_place_of_a_report(tmp_path):
+    root = sets_tree.openi(tmp_path)
+    (root / "ecgen-radiology" / "3.xml").mkdir()
+    with pytest.raises(UserError, match="ecgen-radiology: 3.xml: cannot be read .Is a directory.; download"):
+        load("open-i", root)
+
+
+def test_open_i_archive_damaged_within_a_report(tmp_path):
+    report = random.Random(0).randbytes(60_000)
+    member = tarfile.TarInfo("ecgen-radiology/1.xml")
+    member.size = len(report)
+    packer = zlib.compressobj(wbits=31)  # gzip
+    # What follows the flush begins with a type of block that does not exist.
+    start = packer.compress(member.tobuf() + report[:50_000]) + packer.flush(zlib.Z_FULL_FLUSH)
+    (tmp_path / "damaged.tgz").write_bytes(start + b"\xff" * 99)
+    with pytest.raises(UserError, match="damaged.tgz: not a tar archive, or damaged .error.; download"):
+        load("open-i", tmp_path, reports=str(tmp_path / "damaged.tgz"))
+
+
 def test_open_i_bad_input(tmp_path):
     folder = sets_tree.openi(tmp_path) / "ecgen-radiology"
     (folder / "3.xml").write_text("<eCitation><uId")
@@ -165,6 +205,13 @@ def test_chestx_det10_bad_input(tmp_path, entries, message):
         load("chestx-det10", tmp_path)
 
 
+@pytest.mark.parametrize("text", ["{", "[" * 100_000])
+def test_chestx_det10_no_json(tmp_path, text):
+    (tmp_path / "test.json").write_text(text)
+    with pytest.raises(UserError, match="test.json: not a JSON file"):
+        load("chestx-det10", tmp_path)
+
+
 def test_padchest_is_what_physicians_labelled_without_normal(tmp_path):
     benchmark = load("padchest", sets_tree.padchest(tmp_path))
     assert truths(benchmark) == {
@@ -174,12 +221,20 @@ def test_padchest_is_what_physicians_labelled_without_normal(tmp_path):
     }
     assert list(benchmark.protocol["words"]) == ["nodule", "pleural effusion", "unchanged"]
     assert benchmark.items[-1].images[0].endswith("images/54/903.png") and benchmark.items[-1].patient == "7"
-    assert "1 rows without Labels were left out" in benchmark.notes
+    # 905.png has none either, but the model labelled it: it was never to be scored.
+    assert not any("without Labels" in note for note in benchmark.notes)
     assert any("include unchanged, which" in note for note in benchmark.notes)
     frontal = load("padchest", tmp_path, projections="frontal")
     assert set(truths(frontal)) == {"901.png", "903.png"}
     assert "1 films that are not frontal were left out (projections=frontal)" in frontal.notes
     assert list(load("padchest", tmp_path, min_positives="2").protocol["words"]) == ["nodule"]
+
+
+def test_padchest_counts_the_physicians_rows_without_labels(tmp_path):
+    rows = [(f"{i}.png", 0, f"s{i}", f"p{i}", "PA", "Physician", listed) for i, listed in enumerate(("['mass']", ""))]
+    rows.append(("2.png", 0, "s2", "p2", "PA", "RNN_model", ""))
+    benchmark = load("padchest", sets_tree.padchest(tmp_path, rows))
+    assert "1 rows of physicians without Labels were left out" in benchmark.notes and len(benchmark.items) == 1
 
 
 def test_padchest20_keeps_the_rare_labels(tmp_path):
@@ -194,6 +249,7 @@ def test_padchest20_keeps_the_rare_labels(tmp_path):
     [
         (("1.png", 0, "s", "p", "PA", "Physician", "nodule"), ":2: Labels is not a list"),
         (("1.png", 0, "s", "p", "PA", "Doctor", "['nodule']"), ":2: MethodLabel is neither"),
+        (("1.png", 0, "s", "p", "PA", "Doctor", ""), ":2: MethodLabel is neither"),
     ],
 )
 def test_padchest_bad_input(tmp_path, row, message):
@@ -298,7 +354,7 @@ def test_the_real_padchest_table():
         "table_patients": 67_625,
         "methods": {"Physician": 39_053, "RNN_model": 121_808},
     }
-    assert notes == ["103 rows without Labels were left out"]
+    assert notes == []  # the 103 rows without Labels are all the model's
     positives = Counter(label for row in rows for label in row.labels)
     assert len(rows) == 39_053 and len(positives) == 193
     assert sum(n <= padchest.RARE for n in positives.values()) == 20
