@@ -29,7 +29,7 @@ class Student:
 
     def __init__(self, info: dict, *, backend: str = "transformers", device: str = "cpu", batch_size: int = 8):
         if backend == "vllm" and (importlib.util.find_spec("vllm") is None or device != "cuda"):
-            raise UserError("--backend vllm: needs a GPU and vllm (requirements-gpu.txt); use --backend transformers")
+            raise UserError("--backend vllm: needs a GPU and vllm (requirements-vllm.txt); use --backend transformers")
         args_file = Path(info["path"]) / "args.json"
         args = json.loads(args_file.read_text(encoding="utf-8")) if args_file.is_file() else {}
         given = args.get("model_kwargs") or {}

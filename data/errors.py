@@ -46,6 +46,14 @@ def refuse_below_one(args: object, *names: str) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
 
 
+def refuse_negative(args: object, *names: str) -> None:
+    """Raise UserError for the first of the named options of a command line that is below 0."""
+    for name in names:
+        value = getattr(args, name)
+        if value < 0:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 0")
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as `kill` and job schedulers send it: ends a command as Ctrl-C does."""
 

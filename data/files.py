@@ -1,5 +1,6 @@
 """Files that survive an interruption: atomic replacement, JSONL by the line, appending one finished row at a time."""
 
+import codecs
 import contextlib
 import errno
 import fcntl
@@ -168,6 +169,10 @@ def parse_line(raw: bytes, where: str) -> Any:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise UserError(
+                f"{where}: is UTF-16, not UTF-8; save the file as UTF-8 (iconv -f UTF-16 -t UTF-8 converts it)"
+            ) from error
         raise UserError(
             f"{where}: byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8; "
             "save the file as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8 converts the usual other encoding)"

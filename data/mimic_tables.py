@@ -60,9 +60,11 @@ def find_table(folder: StrPath, kind: str) -> Path:
         raise UserError(f"{folder}: is not a folder; name the one with MIMIC-CXR-JPG's tables")
     found = sorted(path for path in Path(folder).iterdir() if pattern.match(path.name))
     if not found:
-        version = "2.1.0" if kind == LABEL_TABLES["radiologist"] else "2.0.0"
+        name, other = f"mimic-cxr-2.0.0-{kind}.csv.gz", ".csv"
+        if kind == LABEL_TABLES["radiologist"]:  # the one that PhysioNet has unzipped
+            name, other = f"mimic-cxr-2.1.0-{kind}.csv", ".csv.gz"
         raise UserError(
-            f"{folder}: no table mimic-cxr-{version}-{kind}.csv.gz; download it from PhysioNet (docs/data.md) or "
+            f"{folder}: no table {name} (or {other}); download it from PhysioNet (docs/data.md) or "
             "name its folder with --tables"
         )
     if len(found) > 1:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import UserError, refuse_below_one, run_cli
+from data.errors import UserError, refuse_below_one, refuse_negative, run_cli
 from data.files import read_jsonl, write_atomic
 from data.pages import environment
 from eval import charts, statistics
@@ -307,6 +307,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=10_000, help="rounds of the randomisation test (default: 10000)")
     args = parser.parse_args(argv)
     refuse_below_one(args, "resamples", "rounds")
+    refuse_negative(args, "seed")
     found = compare((args.a, args.b), seed=args.seed, resamples=args.resamples, rounds=args.rounds)
     write_atomic(args.out, page(found))
     numbers = args.out.with_suffix(".json")

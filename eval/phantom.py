@@ -5,7 +5,8 @@
 Rows of results.json: `name`, `kind` (teacher | baseline | consensus | student), `stage` for students called learn or
 critique, `n`, the metrics of `eval.presence` by finding, and a 95 % bootstrap interval by patient of the mean accuracy.
 A teacher's refused, filtered, empty or missing trajectory is a malformed answer; so is a missing consensus. The
-majority class is taken from the studies of split "train", never from the films that are scored.
+majority class is taken from the studies of split "train", never from the films that are scored. Studies without
+`findings` are left out of the score; a note counts them. --check ends before the predictions are read.
 """
 
 import argparse
@@ -14,14 +15,16 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from pathlib import Path
 
-from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
+from data.errors import GOES_ON, UserError, refuse_below_one, refuse_negative, run_cli
 from data.files import StrPath, sha256_file, write_atomic
 from data.findings import LABELS
-from data.records import read_studies
+from data.records import SPLITS, read_studies
 from eval import presence
 from eval.predict import read_answers
 from eval.presence import FIVE
@@ -29,6 +32,7 @@ from eval.statistics import interval, patient_draws
 
 SCHEMA = 1
 STAGES = ("learn", "critique")
+MAJORITY, CONSENSUS = "majority class", "consensus"
 PACKAGES = ("torch", "torchvision", "transformers", "ms-swift", "trl", "peft", "datasets", "numpy", "scikit-learn")
 # Statuses whose text is an answer. "truncated" is read as far as it goes, like a student's cut-off answer.
 ANSWERED = ("ok", "truncated")
@@ -112,14 +116,14 @@ def evaluate(
     with_truth = [s for s in train if s.get("findings") is not None]
     if with_truth:
         reading = majority_reading(with_truth, (*FIVE, *others), uncertain)
-        rows.append(row("majority class", "baseline", [reading] * len(studies), train_studies=len(with_truth)))
+        rows.append(row(MAJORITY, "baseline", [reading] * len(studies), train_studies=len(with_truth)))
     else:
         notes.append("no majority-class row: no training study with findings was given")
     consensus = consensus_texts(studies)
     if consensus is None:
         notes.append("no consensus row: the studies carry no consensus")
     else:
-        rows.append(text_row("consensus", "consensus", consensus))
+        rows.append(text_row(CONSENSUS, "consensus", consensus))
     for name, texts in predictions.items():
         stage = {"stage": name} if name in STAGES else {}
         rows.append(text_row(f"student, {name}" if stage else name, "student", texts, **stage))
@@ -219,6 +223,28 @@ def named_files(values: Sequence[str]) -> dict[str, Path]:
     return files
 
 
+def refuse_taken(names: Iterable[str], studies: Iterable[dict]) -> None:
+    """UserError for a name of --predictions that a teacher or another row has, whatever the case."""
+    teachers = {t["teacher"] for s in studies for t in s["trajectories"]}
+    taken = {name.casefold() for name in (*teachers, MAJORITY, CONSENSUS)}
+    for name in names:
+        if name.casefold() in taken:
+            raise UserError(f"the name {name} is that of a teacher or another row; give another (evaluate.sh: --name)")
+
+
+def with_findings(studies: Sequence[dict], split: str, path: StrPath) -> tuple[list[dict], list[str]]:
+    """(the studies that can be scored, a note that counts the others, if any); UserError where none can."""
+    scored = [s for s in studies if s.get("findings") is not None]
+    if not scored:
+        raise UserError(
+            f'{path}: none of the {len(studies)} studies of split "{split}" has findings; make the records with '
+            "labels, or choose another --split"
+        )
+    left = len(studies) - len(scored)
+    said = f'{left} of {len(studies)} studies of split "{split}" have no findings and are left out of the score'
+    return scored, [said] if left else []
+
+
 def read_seconds(pairs: Sequence[str], stages_file: str | None) -> dict[str, float]:
     """Seconds by stage, from a stages.json of scripts/stages.py and from STAGE=SECONDS pairs (which win)."""
     seconds: dict[str, float] = {}
@@ -247,29 +273,45 @@ def main(argv=None) -> None:
     )
     parser.add_argument("--out", required=True, help="results.json to write")
     parser.add_argument("--table", help="also write the printed table to this file")
-    parser.add_argument("--split", default="test", help="the split to score (default: test)")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="the split to score (default: test)")
     parser.add_argument("--limit", type=int, help="score only the first N studies of the split, as in eval.predict")
     parser.add_argument("--uncertain", default="present", choices=presence.UNCERTAIN, help='what "possible" counts as')
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples by patient (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run, also of the bootstrap (default: 0)")
     parser.add_argument("--seconds", nargs="*", action="extend", default=[], metavar="STAGE=SECONDS")
     parser.add_argument("--stages-file", help="stages.json of scripts/stages.py, for the seconds by stage")
+    parser.add_argument("--check", action="store_true", help="refuse what would be refused before there are answers")
     args = parser.parse_args(argv)
     refuse_below_one(args, "resamples", "limit")
+    refuse_negative(args, "seed")
     files = named_files(args.predictions)
     everything = list(read_studies(args.studies))
     studies = split_of(everything, args.split, args.studies, "check --split and --studies")[: args.limit]
-    predictions = {name: read_predictions(path, studies) for name, path in files.items()}
+    scorable, left_out = with_findings(studies, args.split, args.studies)
+    refuse_taken(files, everything)
+    if args.check:
+        for note in left_out:
+            print(f"note: {note}", file=sys.stderr)
+        return
+    # Every study was asked, those without findings too.
+    known = [s.get("findings") is not None for s in studies]
+    predictions = {name: list(compress(read_predictions(path, studies), known)) for name, path in files.items()}
     train = [s for s in everything if s.get("split") == "train"]
     scored = evaluate(
-        studies, predictions, train=train, seed=args.seed, resamples=args.resamples, uncertain=args.uncertain
+        scorable, predictions, train=train, seed=args.seed, resamples=args.resamples, uncertain=args.uncertain
     )
+    scored["notes"] += left_out
     results = {
         "schema": SCHEMA,
         "seed": args.seed,
         "seconds": read_seconds(args.seconds, args.stages_file),
         "split": args.split,
-        "studies": {"file": Path(args.studies).name, "sha256": sha256_file(args.studies), "scored": len(studies)},
+        "studies": {
+            "file": Path(args.studies).name,
+            "sha256": sha256_file(args.studies),
+            "asked": len(studies),
+            "scored": len(scorable),
+        },
         "rules": {"uncertain": args.uncertain, "malformed": "wrong for every finding", "unmentioned": "absent"},
         "bootstrap": {"unit": "patient", "resamples": args.resamples, "seed": args.seed, "level": 0.95},
         **scored,

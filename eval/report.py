@@ -151,15 +151,14 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     results = read_results(args.results)
     root = root_of(args.studies, args.image_root)
-    studies = phantom.split_of(read_studies(args.studies), results["split"], args.studies)[
-        : results["studies"]["scored"]
-    ]
+    asked = results["studies"].get("asked", results["studies"]["scored"])  # the former not before November 2026
+    studies = phantom.split_of(read_studies(args.studies), results["split"], args.studies)[:asked]
     files = phantom.named_files(args.predictions)
     texts = {name: phantom.read_predictions(path, studies) for name, path in files.items()}
     at = {s["id"]: i for i, s in enumerate(studies)}
     views = [
         sample_view(s, root, {name: answers[at[s["id"]]] for name, answers in texts.items()})
-        for s in pick_samples(studies, args.samples)
+        for s in pick_samples([s for s in studies if s.get("findings") is not None], args.samples)
     ]
     write_atomic(args.out, render(results, views, read_log(args.learn_log), read_log(args.critique_log)))
     print(f"written: {args.out}")

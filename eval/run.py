@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from data import checkpoints, manifest
-from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
+from data.errors import GOES_ON, UserError, refuse_below_one, refuse_negative, run_cli
 from data.files import claimed, dump_line, sha256_file, write_atomic
 from eval import asking, benchmarks, phantom, predict, run_page, table, training_set
 from eval.items import Benchmark
@@ -244,8 +244,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--max-new-tokens", type=int, default=512, help="answers are cut off here (default: 512)")
     add("--batch-size", type=int, default=8, help="questions a forward pass (default: 8)")
     add("--overwrite", action="store_true", help="begin again even if there are answers of other settings")
+    add("--check-gpus", type=int, metavar="N", help=argparse.SUPPRESS)  # of evaluate.sh --gpus: asks nothing
     args = parser.parse_args(argv)
-    refuse_below_one(args, "limit", "resamples", "max_new_tokens", "batch_size")
+    refuse_below_one(args, "limit", "resamples", "max_new_tokens", "batch_size", "check_gpus")
+    refuse_negative(args, "seed")
     args.shard = parse_shard(args.shard)
     args.benchmark = list(dict.fromkeys(args.benchmark))
     for name in args.benchmark:
@@ -263,8 +265,24 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def check_gpus(wanted: int, device: str | None) -> None:
+    """Refuse a process a GPU where there are fewer: the others would go on, without a word, on the CPU."""
+    found = len(machine.gpus())
+    if device == "cpu" or found >= wanted:
+        return
+    if found:
+        raise UserError(f"--gpus {wanted}: this machine shows {found} GPUs; use at most as many")
+    if machine.default_device() == "cpu":  # else torch sees what the driver does not list, such as MIG devices
+        raise UserError(
+            f"--gpus {wanted}: this machine shows no GPU; leave it out, or add --device cpu (as many processes there)"
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    if args.check_gpus:
+        check_gpus(args.check_gpus, args.device)
+        return 0
     checkpoint, loaded = load(args)
     i, n = args.shard
     with claimed(args.out / f"shard-{i}-of-{n}"):

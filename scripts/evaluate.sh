@@ -11,6 +11,7 @@
 #   --set KEY=VALUE    an option of the benchmark, such as truth=chexpert
 #   --out DIR          (default: runs/evaluate)
 #   --gpus N           one process a GPU on N GPUs of this machine; --shard i/n does a part on each of several machines
+#                      (with --device cpu: N processes on the CPU)
 #   --train STUDIES    count the overlap with the training studies; --exclude-overlap leaves it out
 #   and all others of `python -m eval.run --help`
 #
@@ -20,7 +21,8 @@
 # that the studies carry.
 #
 #   CHECKPOINT         checkpoint-N of a training run (full weights or a LoRA adapter), or a model folder
-#   STUDIES.jsonl      study records with `findings` (data/README.md); --studies FILE says the same
+#   STUDIES.jsonl      study records with `findings` (data/README.md); --studies FILE says the same. Studies without
+#                      `findings` are left out of the score, counted and said
 #   --image-root DIR   what image paths are relative to      (default: the folder of the studies)
 #   --out DIR          predictions.jsonl and results.json    (default: runs/evaluate)
 #   --split NAME       which studies are scored               (default: test)
@@ -75,6 +77,11 @@ finish() {
     return "$status"
 }
 
+run() {
+    begin "$@"
+    finish
+}
+
 [[ $# -gt 0 ]] || { usage >&2; exit 2; }
 # With --benchmark everything but --gpus goes to eval.run.
 on_benchmarks=""
@@ -99,6 +106,7 @@ if [[ $on_benchmarks ]]; then
     for word in "${words[@]}"; do
         case $word in --shard | --shard=* | --predictions | --predictions=*) fail "--gpus and ${word%%=*}: give one" ;; esac
     done
+    run "$PYTHON" -P -m eval.run "${words[@]}" --check-gpus "$gpus"
     IFS=, read -r -a devices <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((gpus - 1)))}"
     [[ ${#devices[@]} -ge $gpus ]] || fail "--gpus $gpus: CUDA_VISIBLE_DEVICES names ${#devices[@]} only"
     # The process that finishes last joins the answers and scores; one that failed leaves the rest to a second run.
@@ -112,6 +120,10 @@ fi
 checkpoint="" studies="" out="runs/evaluate" name="checkpoint"
 predict=() score=() both=()
 while [[ $# -gt 0 ]]; do
+    case $1 in
+        --overwrite=* | --allow-outside=*) fail "${1%%=*} takes no value" ;;
+        --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+    esac
     case $1 in
         -h | --help) usage; exit 0 ;;
         --overwrite | --allow-outside) predict+=("$1"); shift; continue ;;
@@ -142,15 +154,14 @@ done
 [[ -n $checkpoint ]] || fail "no checkpoint given; see bash scripts/evaluate.sh --help"
 [[ " ${both[*]} " != *" --split all "* ]] || fail "--split all: scores are of one split; give train, validate or test"
 [[ -n $studies ]] || fail "no STUDIES.jsonl given; see bash scripts/evaluate.sh --help"
+[[ $name && $name != *=* ]] || fail "--name $name: must not hold =, nor be empty"
 
 # shellcheck source=scripts/env.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 
-run() {
-    begin "$@"
-    finish
-}
-
+score_with=("$PYTHON" -P -m eval.phantom --studies "$studies" --predictions "$name=$out/predictions.jsonl"
+    --out "$out/results.json" "${both[@]}" "${score[@]}")
+# What the score would refuse is refused before hours of answers.
+run "${score_with[@]}" --check
 run "$PYTHON" -P -m eval.predict "$checkpoint" --studies "$studies" --out "$out/predictions.jsonl" "${both[@]}" "${predict[@]}"
-run "$PYTHON" -P -m eval.phantom --studies "$studies" --predictions "$name=$out/predictions.jsonl" --out "$out/results.json" \
-    "${both[@]}" "${score[@]}"
+run "${score_with[@]}"

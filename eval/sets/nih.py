@@ -30,7 +30,7 @@ LABELS = {
 NO_FINDING = "No Finding"
 ROWS, PATIENTS, LISTED = 112_120, 30_805, 25_596  # published table and test list
 OPTIONS = {"table": None, "list": None, "images": None, "partial": ("no", "yes")}
-REMEDY = "download it from the NIH's ChestX-ray14 folder, or name it with --set"
+REMEDY = "download it from the NIH's ChestX-ray14 folder, or name it with --set"  # and which option
 
 
 class Row(NamedTuple):
@@ -66,7 +66,7 @@ def read_table(path: Path, *, partial: bool = False) -> tuple[dict[str, Row], di
         labels.update(present)
         views[view] += 1
         found[name] = Row(patient.strip(), present - {NO_FINDING}, view)
-    check_table(problems, "rows", len(found), ROWS, partial, empty=f"holds no film; {REMEDY}")
+    check_table(problems, "rows", len(found), ROWS, partial, empty=f"holds no film; {REMEDY} table=FILE")
     counts = {"rows": len(found), "table_patients": len({row.patient for row in found.values()})}
     return found, counts | {"views": dict(sorted(views.items())), "table_labels": dict(sorted(labels.items()))}
 
@@ -78,7 +78,7 @@ def read_list(path: Path, known: dict[str, Row], *, partial: bool = False) -> li
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}); {REMEDY}") from error
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}); {REMEDY} list=FILE") from error
     for number, name in enumerate(map(str.strip, lines), 1):
         if not name:
             continue
@@ -87,14 +87,15 @@ def read_list(path: Path, known: dict[str, Row], *, partial: bool = False) -> li
         if name in names:
             problems.add(f"{path}:{number}: film {name} is listed twice; keep one")
         names[name] = None
-    check_table(problems, "films", len(names), LISTED, partial, empty=f"lists no film; {REMEDY}")
+    check_table(problems, "films", len(names), LISTED, partial, empty=f"lists no film; {REMEDY} list=FILE")
     return list(names)
 
 
 def read(root: Path, chosen: dict) -> FilmSet:
     partial = chosen["partial"] == "yes"
-    table = find_file(root, ["Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"], chosen["table"], REMEDY)
-    listing = find_file(root, ["test_list.txt"], chosen["list"], REMEDY)
+    tables = ["Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"]
+    table = find_file(root, tables, chosen["table"], f"{REMEDY} table=FILE")
+    listing = find_file(root, ["test_list.txt"], chosen["list"], f"{REMEDY} list=FILE")
     known, counts = read_table(table, partial=partial)
     names = read_list(listing, known, partial=partial)
     images = Path(chosen["images"] or root)

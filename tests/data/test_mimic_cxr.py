@@ -215,7 +215,10 @@ def test_unzipped_tables_in_another_folder(root, tmp_path):
     for table in root.glob("*.csv.gz"):
         (folder / table.name.removesuffix(".gz")).write_bytes(gzip.decompress(table.read_bytes()))
         table.unlink()
-    assert "no table mimic-cxr-2.0.0-metadata.csv.gz" in refusal(records, root)
+    assert "no table mimic-cxr-2.0.0-metadata.csv.gz (or .csv); download" in refusal(records, root)
+    # PhysioNet has this one unzipped.
+    said = refusal(mimic_tables.find_table, root, "test-set-labeled")
+    assert "no table mimic-cxr-2.1.0-test-set-labeled.csv (or .csv.gz); download" in said
     assert len(records(root, tables=folder)[1]) == 5
 
 

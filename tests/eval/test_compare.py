@@ -164,6 +164,11 @@ def test_text_metrics_are_exchanged_by_patient(tmp_path):
     assert row["difference"] == pytest.approx(0.125) and row["p"] == pytest.approx(4 / 16, abs=0.03)
 
 
+def test_a_negative_seed_is_refused():
+    with pytest.raises(UserError, match="^--seed -1: must be at least 0$"):
+        compare.main(["nowhere/a.json", "nowhere/b.json", "--seed", "-1"])
+
+
 def test_prints_and_draws_a_page_that_loads_nothing(tmp_path, runs, capsys):
     out = tmp_path / "page" / "compare.html"
     compare.main([str(runs[0]), str(runs[1]), "--out", str(out), "--resamples", "50", "--rounds", "50"])

@@ -152,6 +152,47 @@ def test_predictions_are_matched_by_id_not_by_order(tmp_path):
     assert phantom.read_predictions(path, test) == [s["id"] for s in test]
 
 
+def test_studies_without_findings_are_left_out_counted_and_said(make_file, tmp_path, capsys):
+    train, test = cohort()
+    del test[1]["findings"]
+    path, answers, out = make_file(train + test), tmp_path / "p.jsonl", tmp_path / "results.json"
+    words = ["--studies", str(path), "--predictions", f"x={answers}", "--out", str(out)]
+    phantom.main([*words, "--check"])
+    said = '1 of 4 studies of split "test" have no findings and are left out of the score'
+    assert said in capsys.readouterr().err and not out.exists(), "before any answer is there"
+    answers.write_text("".join(json.dumps({"id": s["id"], "text": s["consensus"]["text"]}) + "\n" for s in test))
+    phantom.main(words)
+    results = json.loads(out.read_text())
+    assert {row["n"] for row in results["rows"]} == {3} and results["studies"]["scored"] == 3
+    assert said in results["notes"] and f"Note: {said}." in capsys.readouterr().out
+    without = [s for s in test if "findings" in s]
+    texts = {"x": [s["consensus"]["text"] for s in without]}
+    assert results["rows"] == json.loads(json.dumps(phantom.evaluate(without, texts, train=train)["rows"]))
+
+
+def test_a_split_without_any_findings_is_refused(make_file, tmp_path):
+    test = cohort()[1]
+    for one in test[:2]:
+        del one["findings"]
+    words = ["--studies", str(make_file(test)), "--out", str(tmp_path / "r.json")]
+    phantom.main([*words, "--check"])
+    with pytest.raises(UserError, match='studies.jsonl: none of the 2 studies of split "test" has findings; make'):
+        phantom.main([*words, "--check", "--limit", "2"])
+
+
+@pytest.mark.parametrize("name", ["good", "Blind", "consensus", "majority class"])
+def test_a_student_under_the_name_of_another_row_is_refused(make_file, tmp_path, name):
+    train, test = cohort()
+    words = ["--studies", str(make_file(train + test)), "--out", str(tmp_path / "r.json")]
+    with pytest.raises(UserError, match=f"^the name {name} is that of a teacher or another row; give another"):
+        phantom.main([*words, "--predictions", f"{name}={tmp_path / 'p.jsonl'}", "--check"])
+
+
+def test_a_negative_seed_is_refused_before_a_file_is_read(tmp_path):
+    with pytest.raises(UserError, match="^--seed -1: must be at least 0$"):
+        phantom.main(["--studies", str(tmp_path / "none"), "--out", str(tmp_path / "r.json"), "--seed", "-1"])
+
+
 @pytest.mark.parametrize("bad", [["learn"], ["=x"], ["learn=a", "learn=b"]])
 def test_bad_named_files(bad):
     with pytest.raises(UserError, match="--predictions"):

@@ -1,8 +1,10 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from apo import student_engine
 from data.errors import UserError
 from eval import predict
 from scripts import side_by_side
@@ -196,3 +198,12 @@ def test_parts_of_other_settings_are_refused_or_begun_again(run, tmp_path, monke
     Fake.asked.clear()
     assert run("p.jsonl", "--processes", "2", "--max-new-tokens", "9", "--overwrite") == whole
     assert len(Fake.asked) == 7
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_vllm_that_is_not_there_names_the_file_that_installs_it(monkeypatch, device):
+    monkeypatch.setattr(student_engine.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"needs a GPU and vllm \(requirements-vllm.txt\)") as error:
+        student_engine.Student({}, backend="vllm", device=device)
+    named = re.search(r"\((\S+)\)", str(error.value))[1]
+    assert "vllm" in (Path(__file__).parents[2] / named).read_text()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from eval.presence import FIVE
-from tests.eval.cases import study
+from tests.eval.cases import ALL_CLEAR, study, trajectory
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["cohort", "student", "learn", "compare", "critique", "evaluate", "report"]
@@ -51,17 +51,31 @@ def test_help_is_the_head_of_the_script(script):
         (["ckpt", "s.jsonl", "--out"], "--out needs a value"),
         (["ckpt", "s.jsonl", "--split", "all"], "--split all: scores are of one split"),
         (["ckpt", "s.jsonl"], "ckpt: no such checkpoint"),
+        (["ckpt", "s.jsonl", "--out=o", "--split=test", "--limit=1", "--image-root=."], "ckpt: no such checkpoint"),
+        (["ckpt", "s.jsonl", "--name=x"], "ckpt: no such checkpoint"),
+        (["ckpt", "s.jsonl", "--beta=1"], "unknown flag --beta"),
+        (["ckpt", "s.jsonl", "--overwrite=yes"], "--overwrite takes no value"),
+        # Before the checkpoint is looked at, let alone asked.
+        (["ckpt", "s.jsonl", "--uncertain", "maybe"], "invalid choice: 'maybe'"),
+        (["ckpt", "s.jsonl", "--seed", "x"], "invalid int value: 'x'"),
+        (["ckpt", "s.jsonl", "--seed", "-3"], "--seed -3: must be at least 0"),
+        (["ckpt", "s.jsonl", "--split", "tset"], "invalid choice: 'tset'"),
+        (["ckpt", "s.jsonl", "--name", "grok-4"], "the name grok-4 is that of a teacher or another row"),
+        (["ckpt", "s.jsonl", "--name", "a=b"], "--name a=b: must not hold ="),
+        (["ckpt", "s.jsonl", "--split", "train"], 'none of the 1 studies of split "train" has findings'),
     ],
 )
 def test_evaluate_names_what_is_wrong(words, message, make_file, tmp_path):
-    make_file([study(0, {})], "s.jsonl")
+    unknown = study(0, {}, split="train")
+    del unknown["findings"]
+    make_file([study(0, {}, [trajectory("grok-4", ALL_CLEAR)]), unknown], "s.jsonl")
     done = bash("evaluate.sh", *words, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
 # In place of Python: says which command began, and ends as told when SIGTERM comes.
 STAND_IN = """#!/usr/bin/env bash
-[[ $1 == -P ]] || exit 0
+[[ $1 == -P && " $* " != *" --check "* ]] || exit 0
 trap "exit $STATUS" TERM
 echo "$3" >>"$NOTE"
 for _ in {1..600}; do sleep 0.1; done

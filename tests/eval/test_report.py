@@ -65,6 +65,16 @@ def test_without_logs_the_page_says_so(files, tmp_path):
     assert make(files, tmp_path, **{"--learn-log": tmp_path / "none.jsonl"}).count("No curve") == 5
 
 
+def test_a_study_that_was_not_scored_is_not_shown(files, tmp_path):
+    rows = [json.loads(line) for line in files["--studies"].read_text().splitlines()]
+    del rows[1]["findings"]
+    files["--studies"].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers, results = files["--predictions"], files["--results"]
+    phantom.main(["--studies", str(files["--studies"]), "--predictions", answers, "--out", str(results)])
+    html = make(files, tmp_path)
+    assert html.count("data:image/png;base64,") == 2 and "1 of 3 studies" in html
+
+
 def test_samples_follow_a_rule():
     studies = [study(0, {}), study(1, {"Edema": None}), study(2, {"Edema": None}), study(3, {"Pneumonia": "left"})]
     assert [s["id"] for s in page.pick_samples(studies)] == ["test-3", "test-1", "test-0", "test-2"]

@@ -1,5 +1,6 @@
 """python -m eval.run: results file, rows, overlap, refusals. The engine is replaced except in the last test."""
 
+import contextlib
 import json
 import os
 import re
@@ -278,6 +279,7 @@ def test_scores_of_sentence_pairs(tmp_path):
         (["ckpt", "--no-image-predictions", "p"], "only with --predictions"),
         (["ckpt", "--shard", "3/2"], "--shard 3/2"),
         (["ckpt", "--limit", "0"], "--limit 0: must be at least 1"),
+        (["ckpt", "--seed", "-1"], "--seed -1: must be at least 0"),
         (["ckpt", "--set", "split"], "--set split: write KEY=VALUE"),
         (["ckpt", "--set", "ms-cxr-t-presence:truth=report"], "is not among the benchmarks of this run"),
         (["ckpt", "--set", "split=train", "--set", "split=test"], "split is given twice"),
@@ -339,6 +341,46 @@ def test_evaluate_passes_benchmarks_on(films, tmp_path):
     assert bad.returncode == 2 and "--gpus and --predictions" in bad.stderr
     bad = shell(*words, "--benchmark=phantom-presence", "--gpus", "two")
     assert bad.returncode == 2 and "--gpus two: must be a whole number" in bad.stderr
+
+
+# Lists two GPUs as the driver's own does.
+NVIDIA_SMI = """#!/usr/bin/env bash
+printf '%s, GPU-%s, NVIDIA H100, 81559, 81000\\n' 0 a 1 b
+"""
+
+
+def test_evaluate_counts_the_gpus(films, tmp_path):
+    driver = tmp_path / "bin/nvidia-smi"
+    driver.parent.mkdir()
+    driver.write_text(NVIDIA_SMI)
+    driver.chmod(0o755)
+    env = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+    env |= {"VIRTUAL_ENV": sys.prefix, "PATH": f"{driver.parent}:{os.environ['PATH']}"}
+    words = ["--benchmark", "phantom-presence", "--data-root", films, "--out", tmp_path / "out"]
+    call = ["bash", ROOT / "scripts/evaluate.sh", tmp_path / "ckpt", *words, "--gpus", "4"]
+    done = subprocess.run(list(map(str, call)), capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert done.stderr == "error: --gpus 4: this machine shows 2 GPUs; use at most as many\n", "said once"
+
+
+@pytest.mark.parametrize(
+    ("found", "default", "words", "message"),
+    [
+        (2, "cuda", [], None),
+        (1, "cuda", [], "--gpus 2: this machine shows 1 GPUs; use at most as many"),
+        (1, "cuda", ["--device", "cpu"], None),
+        (0, "cpu", [], "--gpus 2: this machine shows no GPU; leave it out, or add --device cpu"),
+        (0, "cpu", ["--device", "cpu"], None),
+        (0, "cuda", [], None),  # the driver lists no MIG device: what torch sees cannot be counted
+    ],
+)
+def test_gpus_that_are_not_there(tmp_path, monkeypatch, found, default, words, message):
+    monkeypatch.setattr(run.machine, "gpus", lambda: [{}] * found)
+    monkeypatch.setattr(run.machine, "default_device", lambda: default)
+    fixed = ["ckpt", "--benchmark", "phantom-presence", "--out", str(tmp_path / "out"), "--check-gpus", "2"]
+    with pytest.raises(UserError, match=f"^{message}") if message else contextlib.nullcontext():
+        assert run.main([*fixed, *words]) == 0
+    assert not FakeStudent.asked and not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -69,6 +69,13 @@ def test_chestx_ray14_bad_input(tmp_path, rows, listed, message):
         load("chestx-ray14", sets_tree.nih(tmp_path, rows, listed))
 
 
+@pytest.mark.parametrize(("missing", "option"), [("Data_Entry_2017_v2020.csv", "table"), ("test_list.txt", "list")])
+def test_chestx_ray14_names_the_option_of_a_missing_file(tmp_path, missing, option):
+    (sets_tree.nih(tmp_path) / missing).unlink()
+    with pytest.raises(UserError, match=f"no {missing}.*or name it with --set {option}=FILE$"):
+        load("chestx-ray14", tmp_path)
+
+
 def test_a_wrong_header_names_the_column(tmp_path):
     sets_tree.nih(tmp_path)
     table = tmp_path / "Data_Entry_2017_v2020.csv"
