@@ -22,7 +22,8 @@
 #     batch             32 studies a step, whatever the number of GPUs: 2 a GPU x accumulation
 #     length            4096 tokens a response with its film; nothing is ever cut
 #
-# Every argument of `swift rlhf` is a flag, and a key of the YAML; flags win. `--loss_type sigmoid --rpo_alpha 0` runs stock DPO.
+# Every argument of `swift rlhf` is a flag, and a key of the YAML; flags win. `--loss_type sigmoid --rpo_alpha 0` runs stock DPO,
+# which takes only ms-swift rows with `rejected_response`; DPO on study records is `--loss_type pairwise --rpo_alpha 0`.
 # `dataset` takes study records with a consensus (scripts/compare.sh writes them) or ms-swift rows with
 # `negative_messages`. Studies that give no row: --on_missing_consensus drop, --on_missing_negative drop,
 # --on_identical drop-negative; that are too long: --overlong drop. Environment: NPROC_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT.

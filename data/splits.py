@@ -9,6 +9,7 @@ MIMIC-CXR has an official split: assign anew only what has none.
 import argparse
 import hashlib
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -64,7 +65,12 @@ def split_file(
 
     Returns:
         The counts of `check_splits` for what was written.
+
+    Raises:
+        UserError: `out` is `path`, whose splits (an official one, say) would be lost; what `assign` refuses.
     """
+    if os.path.realpath(out) == os.path.realpath(path):
+        raise UserError(f"--out {out}: is the input file; choose another")
     sizes: Counter = Counter(study["patient"] for study in read_studies(path))
     if not sizes:
         raise UserError(f"{path}: holds no study; write one JSON object a line")

@@ -36,7 +36,7 @@ from data import manifest
 from data.errors import UserError, run_cli
 from data.files import read_jsonl
 from data.findings import FIVE, read_findings, summarise
-from data.records import PLACEHOLDER, read_studies, write_studies
+from data.records import PLACEHOLDER, did_you_mean, read_studies, write_studies
 from data.rows import ok_trajectories
 
 SPLITS = ("train", "validate")
@@ -281,6 +281,12 @@ def main(argv: list[str] | None = None) -> None:
     for name, paths in voices.items():
         counts.update(add_voice(studies, name, paths))
     if args.drop_voice:
+        teachers = {one["teacher"] for study in studies for one in study["trajectories"]}
+        if args.drop_voice not in teachers:
+            raise UserError(
+                f"{args.studies}: no study has a trajectory of {args.drop_voice!r} (--drop-voice); "
+                f"{did_you_mean(args.drop_voice, sorted(teachers))}"
+            )
         counts.update(drop_voice(studies, args.drop_voice))
     counts.update(change(studies, args.negatives, seed=args.seed, weights=args.weights))
     if args.learn_consensus:

@@ -30,7 +30,15 @@ from scripts.plan import (
     resolve,
 )
 from scripts.settings import as_bool, as_list, parse_command, stage_of
-from scripts.training_data import KIND, length_inputs, overlong_of, refuse_missing, row_options
+from scripts.training_data import (
+    KIND,
+    check_loss,
+    length_inputs,
+    overlong_of,
+    refuse_missing,
+    refuse_other_negatives,
+    row_options,
+)
 
 USAGE = "write: python -m scripts.doctor [CONFIG.yaml ...] [--stage sft|apo] [--json] [--flag value ...]"
 DEEPSPEED = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
@@ -66,6 +74,7 @@ def examine(plan: Plan, *, memory: bool | None = None) -> Report:
     report = new_report()
     attempt(report, check_model, plan, False)
     attempt(report, check_adapters, plan)
+    attempt(report, check_loss, plan)
     attempt(report, check_resume, plan)
     attempt(report, refuse_used_folder, plan)
     errors, notes = machine.package_problems({"deepspeed"} if plan.settings.get("deepspeed") else set())
@@ -135,10 +144,13 @@ def _samples(report: Report, plan: Plan) -> list[sampling.Sample]:
             if sample is None:
                 continue
             report.errors.extend(sample.problems)
+            attempt(report, refuse_other_negatives, plan, path)
             report.facts.setdefault("datasets", []).append(sample.facts())
             report.notes.extend(attempt(report, manifest.stale, path) or [])
             if name == "dataset":
                 samples.append(sample)
+    # A file that is named twice, or a line that nobody could read, is told once.
+    report.errors[:] = dict.fromkeys(report.errors)
     return samples
 
 

@@ -5,6 +5,8 @@ again, so that Critique has the teachers' trajectories as negatives and no word 
 """
 
 import argparse
+import shlex
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,6 +107,39 @@ def passed_on(args: argparse.Namespace) -> list[str]:
     return options
 
 
+def refuse_unheard(heard: Path, answers: Path, name: str) -> None:
+    """Raises UserError where no answer of `name` in the studies `heard` is usable: the round would be the first again.
+
+    Args:
+        answers: the file that the message names.
+    """
+    studies = read_studies(heard)
+    counts = Counter(one["status"] for study in studies for one in study["trajectories"] if one["teacher"] == name)
+    if not counts["ok"]:
+        why = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()) if count)
+        raise UserError(
+            f"{answers}: no answer of {name} is heard ({why or 'none given'}); truncated ones need a higher "
+            "--max-new-tokens (and --overwrite), empty ones a student that was trained longer"
+        )
+
+
+def next_commands(
+    kind: str, student: Path, out: Path, made: Path, root: Path, allow_outside: bool, base: str | None = None
+) -> str:
+    """What to type for the second Critique, after merging an adapter; into a folder of its own beside the answers."""
+    merge, model = [], student
+    if kind == "adapter":
+        model = out / "merged"
+        merge = [sys.executable, "-m", "swift.cli.main", "export", "--adapters", student, "--merge_lora", "true"]
+        merge += ["--output_dir", model, *(["--model", base] if base else [])]
+    words = ["bash", "APO-Qwen2.5.sh", "--model", model, "--dataset", made, "--image_root", root]
+    words += ["--output_dir", out / "critique", "--on_missing_consensus", "drop", "--on_missing_negative", "drop"]
+    # A consensus in a teacher's own words, as a medoid, would be an error.
+    words += ["--on_identical", "drop-negative", *(["--allow_outside", "true"] if allow_outside else [])]
+    shown = [shlex.join(map(str, command)) for command in (merge, words) if command]
+    return "next: " + "\nthen: ".join(shown)
+
+
 def summary(again: Path, name: str) -> str:
     """How many answers of `name` were heard, which not and why, and how many studies have no consensus."""
     answers, missing = Counter(), 0
@@ -131,10 +166,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     compare = [*options, *processes, "--allow-failures"] if args.strategy in NEEDS_MODEL else options
     listen = compare_commands(student, heard, root, again, made, args.name, args.strategy, compare)
     stages.run_stage(args.out, CHAIN, "voice", speak, keep=True, careful=True)
+    refuse_unheard(heard, voice / "answers.jsonl", args.name)
     stages.run_stage(args.out, CHAIN, "compare", listen, keep=True, careful=True)
-    merge = " (merge the adapter first: README.md, step 5)" if kind == "adapter" else ""
     print(f"\n{summary(again, args.name)}\nwritten: {made}")
-    print(f"next: bash APO-Qwen2.5.sh --model {student} --dataset {made} --image_root {root}{merge}")
+    print(next_commands(kind, student, args.out, made, root, args.allow_outside, args.base))
 
 
 if __name__ == "__main__":

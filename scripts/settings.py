@@ -82,7 +82,8 @@ def parse_command(stage: str, argv: list[str]) -> Command:
 def read_config(stage: str, path: Path) -> dict[str, Value]:
     """The settings of a YAML file, without the keys whose value is null.
 
-    Raises UserError "FILE:LINE: ..." for a file that cannot be read, and for every key that is unknown or stands twice.
+    Raises UserError "FILE:LINE: ..." for a file that cannot be read or holds no setting (the defaults would be
+    ms-swift's, not ours), and for every key that is unknown or stands twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -100,13 +101,11 @@ def read_config(stage: str, path: Path) -> dict[str, Value]:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UserError(f"{where}: not YAML ({getattr(error, 'problem', error)})") from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
+    if loaded is not None and not isinstance(loaded, dict):
         raise UserError(f"{path}: must hold `key: value` lines")
     seen: dict[str, int] = {}
     problems = Problems(path)
-    for key, _ in root.value:
+    for key, _ in root.value if loaded else ():
         line = key.start_mark.line + 1
         name = str(key.value)
         if name in seen:
@@ -117,7 +116,10 @@ def read_config(stage: str, path: Path) -> dict[str, Value]:
         if problem:
             problems.add(f"{path}:{line}: unknown key {name}; {problem}")
     problems.refuse()
-    return {key: as_words(value) for key, value in loaded.items() if value is not None}
+    found = {key: as_words(value) for key, value in (loaded or {}).items() if value is not None}
+    if not found:
+        raise UserError(f"{path}: holds no setting; copy one of configs/, or leave the file out for the default one")
+    return found
 
 
 def stage_of(path: Path) -> str:

@@ -3,14 +3,33 @@
 from pathlib import Path
 from typing import Any
 
+from apo.refusals import STUDY_LOSSES
 from data import rows
 from data.errors import UserError
 from data.files import read_jsonl
+from data.records import did_you_mean
 from scripts.lengths import Kept, check_lengths, keep_fitting
 from scripts.plan import Plan
 from scripts.settings import PROJECT_KEYS, as_bool, as_count, as_list
 
 KIND = {"learn": "sft", "critique": "apo"}
+# What --loss_type may be beside our own: ms-swift's DPO, by the list in its trainer.
+STOCK_LOSSES = (
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "discopop",
+    "apo_zero",
+    "apo_down",
+    "sft",
+)
 
 
 def add_data(plan: Plan, dry_run: bool) -> None:
@@ -18,10 +37,12 @@ def add_data(plan: Plan, dry_run: bool) -> None:
 
     A rows file is checked and passed on; a name that is no file and looks like one of a hub passes. `NAME#N`,
     ms-swift's way of taking N rows, is kept. Study records bring their split "validate" as validation set, if they have
-    such a split and no `val_dataset` is given. In a dry run nothing is read beyond what tells the two kinds apart.
+    such a split and no `val_dataset` is given. In a dry run nothing is read beyond what tells the two kinds apart and,
+    under a stock loss, whether rows have `negative_messages`.
     """
     settings = plan.settings
     kind = KIND[plan.stage]
+    check_loss(plan)
     options = row_options(plan)
     overlong = overlong_of(plan, dry_run)
     plan.image_root = Path(str(options["image_root"])).absolute() if options["image_root"] else None
@@ -44,6 +65,55 @@ def add_data(plan: Plan, dry_run: bool) -> None:
     settings["dataset"] = train
     if validate:
         settings["val_dataset"] = validate
+
+
+def check_loss(plan: Plan) -> None:
+    """Refuse a loss of Critique that nobody knows, or one of ours among others; the trainer would at its first step.
+
+    Another `rlhf_type` than dpo has other losses, which are left to ms-swift.
+    """
+    if plan.stage != "critique" or plan.settings.get("rlhf_type") != "dpo":
+        return
+    names = as_list(plan.settings["loss_type"])
+    for name in names:
+        if name not in (*STUDY_LOSSES, *STOCK_LOSSES):
+            raise UserError(f"loss_type {name}: {did_you_mean(name, (*STUDY_LOSSES, *STOCK_LOSSES))}")
+    ours = [name for name in names if name in STUDY_LOSSES]
+    if ours and not plan.groups:  # several, or a list of one
+        raise UserError(
+            f"loss_type {' '.join(names)}: {ours[0]} stands alone; write loss_type {ours[0]} and no list (a likelihood "
+            "term on the consensus is --rpo_alpha)"
+        )
+
+
+def refuse_other_negatives(plan: Plan, path: Path) -> None:
+    """Refuse study records and rows with `negative_messages` where the loss is stock DPO, which knows pairs alone, and
+    rows without them where it is one of ours.
+
+    Stops at the first such row. Nothing is said under a loss that `check_loss` refuses.
+    """
+    if plan.stage != "critique":
+        return
+    names = as_list(plan.settings["loss_type"])
+    loss = " ".join(names)
+    if plan.groups and rows.file_kind(path) == "rows":
+        for line, row in read_jsonl(path):
+            if isinstance(row, dict) and row.get("rejected_response") is not None:
+                raise UserError(
+                    f"{path}:{line}: rejected_response is here, and --loss_type {loss} trains on negative_messages; "
+                    f"write it there as a list of one, or choose --loss_type {STOCK_LOSSES[0]}"
+                )
+    if not set(names) <= set(STOCK_LOSSES):
+        return
+    remedy = (
+        f"--loss_type {loss} takes only ms-swift rows with one rejected_response (data/README.md); bring such rows, or "
+        f"train these with --loss_type {STUDY_LOSSES[0]}, or --loss_type pairwise: DPO over a study's pairs"
+    )
+    if rows.file_kind(path) == "studies":
+        raise UserError(f"{path}: study records become rows with negative_messages, and {remedy}")
+    for line, row in read_jsonl(path):
+        if isinstance(row, dict) and row.get("negative_messages") is not None:
+            raise UserError(f"{path}:{line}: negative_messages are here, and {remedy}")
 
 
 def row_options(plan: Plan) -> dict[str, Any]:
@@ -137,6 +207,7 @@ def _one_dataset(plan: Plan, entry: str, kind, split: str, number: int, options:
         if dry_run:
             return f"{target}{sharp}{sample}"
         refuse_missing(name)
+    refuse_other_negatives(plan, path)
     if dry_run:
         return f"{target}{sharp}{sample}" if rows.file_kind(path) == "studies" else entry
     if rows.file_kind(path) == "rows":

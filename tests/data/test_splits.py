@@ -100,10 +100,21 @@ def test_impossible_parts(validate, test, what):
     assert what in refusal(assign, {"a": 1, "b": 1}, validate=validate, test=test)
 
 
+def test_the_input_is_not_replaced(tmp_path):
+    """It may hold an official split."""
+    cohort(tmp_path / "s.jsonl")
+    before = (tmp_path / "s.jsonl").read_bytes()
+    (tmp_path / "link.jsonl").symlink_to("s.jsonl")
+    for out in ("s.jsonl", "link.jsonl", "../" + tmp_path.name + "/s.jsonl"):
+        message = refusal(split_file, tmp_path / "s.jsonl", tmp_path / out, validate=0.1, test=0.1)
+        assert message == f"--out {tmp_path / out}: is the input file; choose another"
+    assert (tmp_path / "s.jsonl").read_bytes() == before
+
+
 def test_command_line(tmp_path, capsys, monkeypatch):
-    file = str(tmp_path / "s.jsonl")
-    cohort(file)
-    monkeypatch.setattr(sys, "argv", ["x", file, "--out", file, "--validate", "0.02", "--test", "0.1", "--seed", "0"])
+    given, file = str(tmp_path / "given.jsonl"), str(tmp_path / "s.jsonl")
+    cohort(given)
+    monkeypatch.setattr(sys, "argv", ["x", given, "--out", file, "--validate", "0.02", "--test", "0.1", "--seed", "0"])
     main()
     shown = capsys.readouterr().out
     assert "of 50 patients" in shown and "validate: " in shown and "no patient on two sides" in shown

@@ -239,6 +239,7 @@ def test_command_line(tmp_path, capsys):
         (["--negatives", "first-0"], "--negatives first-0: write one of"),
         (["--negatives", "random"], "--negatives random: write one of"),
         (["--add-voice", "x"], "write NAME=FILE"),
+        (["--drop-voice", "Extra1"], "studies.jsonl: no study has a trajectory of 'Extra1' .*did you mean 'extra'"),
     ):
         with pytest.raises(UserError, match=message):
             main([str(path), "--out", str(out), *words])

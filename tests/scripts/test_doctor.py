@@ -1,6 +1,7 @@
 """The doctor: what it finds, how it says it, and that it writes nothing."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -70,6 +71,29 @@ def test_flags_win(world, monkeypatch, without_planner):  # noqa: F811
     assert found["runs"][1]["facts"]["estimate"]["steps"] == 7
     told = report_of(world, monkeypatch, world.config(), "--max_length", "20", status=2)["runs"][1]["errors"]
     assert "studies.jsonl:1: " in told[0] and "over max_length 20" in told[0]
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "plackett-luce"])
+def test_a_loss_that_does_not_fit_is_told_once_and_the_launcher_says_the_same(world, monkeypatch, loss):  # noqa: F811
+    wanted = {
+        "sigmoid": "studies.jsonl: study records .*--loss_type sigmoid",
+        "plackett-luce": "did you mean 'plackett_l",
+    }
+    path = world.config(loss_type=loss)
+    (error,) = report_of(world, monkeypatch, path, status=2)["runs"][1]["errors"]
+    assert re.search(wanted[loss], error)
+    refused(world, monkeypatch, ["train", "apo", path], wanted[loss])
+
+
+def test_a_broken_line_is_told_once_under_a_stock_loss(world, monkeypatch):  # noqa: F811
+    row = {
+        "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "a"}],
+        "rejected_response": "b",
+    }
+    path = world.write([row, "{"], "rows.jsonl")
+    words = [world.config(loss_type="sigmoid", dataset=str(path))]
+    (error,) = report_of(world, monkeypatch, *words, status=2)["runs"][1]["errors"]
+    assert "rows.jsonl:2: " in error
 
 
 def test_disk_that_is_too_small(world, monkeypatch, without_planner):  # noqa: F811

@@ -1,7 +1,9 @@
 """The launchers: every shipped configuration resolves, flags win, bad input is refused before a model is loaded."""
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,10 +18,12 @@ from safetensors.numpy import save
 
 from data.errors import UserError
 from data.phantom.qwen_tokenizer import save_tokenizer, train_bpe
-from scripts import arguments, launch, plan, settings
+from scripts import arguments, launch, plan, settings, training_data
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name.startswith(("sft_", "apo_")))
+# Rows that no dry run finds here, whatever has been run in this checkout.
+STOCK = ("--dataset", "someone/pairs", "--loss_type", "sigmoid")
 PHANTOM = {"sft": str(ROOT / "configs/sft_phantom.yaml"), "apo": str(ROOT / "configs/apo_phantom.yaml")}
 TEACHERS = {"a": "No pneumothorax.", "b": "There is a left pleural effusion.", "c": "Clear lungs; no effusion."}
 
@@ -214,7 +218,16 @@ def test_own_plugins_come_after_ours(capsys, gpus):
 
 
 def test_another_loss_is_left_to_stock_dpo(capsys, gpus):
-    assert flag(dry(capsys, "apo", PHANTOM["apo"], "--loss_type", "sigmoid"), "loss_type") == "sigmoid"
+    assert flag(dry(capsys, "apo", PHANTOM["apo"], *STOCK), "loss_type") == "sigmoid"
+    out = dry(capsys, "apo", PHANTOM["apo"], *STOCK, "sft", "--loss_weights", "1", "0.5")
+    assert flag(out, "loss_type") == "sigmoid sft"
+
+
+def test_stock_losses_are_those_of_the_installed_versions():
+    """As its trainer lists them; reading the file spares the import."""
+    source = Path(importlib.util.find_spec("swift").origin).parent / "rlhf_trainers/dpo_trainer.py"
+    listed = source.read_text().split("Should be one of [")[1].split("]")[0]
+    assert set(re.findall(r"'(\w+)'", listed)) == set(training_data.STOCK_LOSSES)
 
 
 @pytest.mark.parametrize(
@@ -234,6 +247,12 @@ def test_another_loss_is_left_to_stock_dpo(capsys, gpus):
         (["apo", PHANTOM["apo"], "--model_kwargs", "[1]"], r"JSON object"),
         (["apo", PHANTOM["apo"], "--on_identical", "drop"], r"on_identical drop: must be error or drop-negative"),
         (["sft", PHANTOM["sft"], "--use_cpu", "maybe"], r"use_cpu maybe: must be true or false"),
+        (
+            ["apo", PHANTOM["apo"], "--loss_type", "plackett-luce"],
+            r"loss_type plackett-luce: did you mean 'plackett_luce",
+        ),
+        (["apo", PHANTOM["apo"], "--loss_type", "sigmoid", "hing"], r"loss_type hing: did you mean 'hinge'\?"),
+        (["apo", PHANTOM["apo"], "--loss_type", "pairwise", "sft"], r"pairwise stands alone; .*--rpo_alpha"),
     ],
 )
 def test_bad_command_lines(words, message, gpus, capsys):
@@ -248,6 +267,9 @@ def test_bad_command_lines(words, message, gpus, capsys):
         ("seed: 1\nmodel: m\nseed: 2\n", r"c.yaml:3: key seed stands twice \(line 1 too\)"),
         ("seed: [1\n", r"c.yaml:\d+: not YAML"),
         ("- seed\n", r"c.yaml: must hold"),
+        ("", r"c.yaml: holds no setting; copy one of configs/"),
+        ("# model: m\n{}\n", r"c.yaml: holds no setting"),
+        ("model: null\n", r"c.yaml: holds no setting"),
         ("model: m\n", r"c.yaml: no dataset; write it there or pass --dataset"),
     ],
 )
@@ -390,7 +412,7 @@ def test_what_would_cut_studies_is_refused_first(capsys, gpus, name, value):
     with pytest.raises(UserError, match=f"^--{name} "):
         launch.main(["sft", "--share_prefix", "true", *given])
     # plain rows and stock DPO are ms-swift's own business
-    assert flag(dry(capsys, "apo", PHANTOM["apo"], "--loss_type", "sigmoid", f"--{name}", value), name) == value
+    assert flag(dry(capsys, "apo", PHANTOM["apo"], *STOCK, f"--{name}", value), name) == value
     rows = ("--share_prefix", "false")
     assert flag(dry(capsys, "sft", PHANTOM["sft"], *rows, f"--{name}", value), name) == value
 
@@ -517,6 +539,32 @@ def test_rows_pass_as_they_are(model, studies, tmp_path, ran, capsys):
     assert "val_dataset" not in ran[1].settings
     assert not (tmp_path / "p/rows").exists()
     assert f"{rows}: 3 rows, checked" in capsys.readouterr().out
+
+
+def test_stock_losses_take_only_rows_with_one_rejected_response(model, studies, tmp_path, ran):
+    """The trainer would say so after the rows are written and the model is loaded."""
+    run("apo", model, studies, tmp_path / "o")
+    made = lines(ran.pop().settings["dataset"][0])
+    pairs = [{**row, "rejected_response": row["negative_messages"][0][0]["content"]} for row in made]
+    for row in pairs:
+        row["negative_messages"] = None
+    stock = ("--loss_type", "sigmoid", "--val_dataset")
+    mixed, pairs = write(tmp_path / "mixed.jsonl", [*pairs, made[0]]), write(tmp_path / "pairs.jsonl", pairs)
+    refusals = {
+        studies: r"studies.jsonl: study records .*--loss_type sigmoid .*rejected_response.*--loss_type pairwise",
+        mixed: r"mixed.jsonl:4: negative_messages .*--loss_type sigmoid .*rejected_response.*--loss_type pairwise",
+    }
+    for bad, message in refusals.items():
+        for train, validate in ((bad, pairs), (pairs, bad)):
+            for words in ((), ("--dry-run",)):
+                given = (*stock, validate, "--image_root", studies.parent, *words)
+                with pytest.raises(UserError, match=message):
+                    run("apo", model, train, tmp_path / "p", *given)
+    assert ran == [] and not (tmp_path / "p").exists()
+    run("apo", model, pairs, tmp_path / "p", *stock, pairs, "--image_root", studies.parent)
+    with pytest.raises(UserError, match=r"pairs.jsonl:1: rejected_response .*plackett_luce .*negative_messages; write"):
+        run("apo", model, pairs, tmp_path / "q", "--image_root", studies.parent)
+    assert ran[0].settings["dataset"] == ran[0].settings["val_dataset"] == [str(pairs)]
 
 
 def test_given_validation_set_wins(model, studies, tmp_path, ran):

@@ -1,4 +1,7 @@
+import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +11,9 @@ import pytest
 from data.errors import UserError
 from data.phantom.student import Shape, build_student
 from data.records import read_studies
-from scripts import second_round, stages
+from scripts import launch, second_round, stages
 from scripts.plan import ROOT
+from scripts.settings import parse_command
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +40,42 @@ def bash(*words):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_student_is_heard_and_is_no_negative(world, tmp_path):
+@pytest.fixture
+def speaking(monkeypatch):
+    """The student, which never trained, is given words that end; the commands run as they are."""
+    execute = stages.execute
+
+    def heard(command, log, *rest, **options):
+        status = execute(command, log, *rest, **options)
+        if "eval.predict" in command:
+            answers = Path(command[command.index("--out") + 1])
+            rows = [json.loads(line) for line in answers.read_text().splitlines()]
+            spoken = [row | {"text": "No pneumothorax.", "finish_reason": "stop"} for row in rows[1:]]
+            answers.write_text("".join(json.dumps(row) + "\n" for row in [rows[0], *spoken]))
+        return status
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(stages, "execute", heard)
+
+
+def test_a_student_that_is_not_heard_is_refused_before_the_consensus(world, tmp_path):
     student, first = world
-    words = (student, first, "--out", tmp_path, "--max-new-tokens", 8, "--batch-size", 6, "--processes", 2)
-    done = bash(*words)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = bash(student, first, "--out", tmp_path, "--max-new-tokens", 8, "--batch-size", 6, "--processes", 2)
+    assert done.returncode == 2 and "next: " not in done.stdout, done.stdout + done.stderr
+    told = re.search(r"error: (\S+): no answer of student is heard \((.*)\); ", done.stderr)
+    assert told[1] == str(tmp_path / "voice/answers.jsonl")
+    assert sum(map(int, re.findall(r"\d+", told[2]))) == 12 and "truncated" in told[2]
+    assert "--max-new-tokens" in done.stderr and not (tmp_path / "compare").exists()
+    log = (tmp_path / "logs/voice.log").read_text()
+    assert "[1/2] 6/6 answers" in log and "[2/2] 6/6 answers" in log
+
+
+def test_the_student_is_heard_and_is_no_negative(world, tmp_path, speaking, monkeypatch, capsys):
+    student, first = world
+    words = [str(student), str(first), "--out", str(tmp_path), "--max-new-tokens", "8", "--batch-size", "6"]
+    second_round.main(words)
+    told = capsys.readouterr().out
     made = tmp_path / "compare/studies.jsonl"
-    assert f"next: bash APO-Qwen2.5.sh --model {student} --dataset {made} --image_root {first.parent}" in done.stdout
     heard = {study["id"]: study for study in read_studies(tmp_path / "compare/with-voice.jsonl")}
     before = {study["id"]: study for study in read_studies(first)}
     for study in read_studies(made):
@@ -51,11 +84,30 @@ def test_the_student_is_heard_and_is_no_negative(world, tmp_path):
         assert study["trajectories"] == before[study["id"]]["trajectories"], "the teachers' alone"
         assert study["consensus"]["strategy"] == "dawid_skene" != before[study["id"]]["consensus"]["strategy"]
     assert len(heard) == 12
-    log = (tmp_path / "logs/voice.log").read_text()
-    assert "[1/2] 6/6 answers" in log and "[2/2] 6/6 answers" in log
-    assert "answers of student: 0 heard, " in done.stdout and "studies without a consensus: 0\n" in done.stdout
-    again = bash(*words)
-    assert again.returncode == 0 and again.stdout.count("finished before") == 2
+    assert "answers of student: 11 heard, 1 truncated and not heard; studies without a consensus: 0\n" in told
+    second_round.main(words)
+    assert capsys.readouterr().out.count("finished before") == 2
+
+    # What it says is next is what the launcher takes, on a CPU with the small student's configuration.
+    (told,) = [line.removeprefix("next: ") for line in told.splitlines() if line.startswith("next: ")]
+    shell, script, *given = shlex.split(told)
+    assert (shell, script) == ("bash", "APO-Qwen2.5.sh")
+    flags = parse_command("critique", given).flags
+    assert flags["output_dir"] == str(tmp_path / "critique") and flags["model"] == str(student)
+    assert flags["on_identical"] == "drop-negative"
+    assert flags["on_missing_consensus"] == flags["on_missing_negative"] == "drop"
+    monkeypatch.setattr(launch, "execute", lambda plan, lock: 0)
+    assert launch.main(["apo", str(ROOT / "configs/apo_phantom.yaml"), *given]) == 0
+    assert (tmp_path / "critique/rows/train.jsonl").exists()
+
+
+def test_an_adapter_is_merged_first():
+    told = second_round.next_commands("adapter", Path("/a b/c"), Path("/o"), Path("/o/s"), Path("/f"), True, "/base")
+    export, critique = map(shlex.split, told.replace("next: ", "").replace("then: ", "").splitlines())
+    merged = ["--merge_lora", "true", "--output_dir", "/o/merged", "--model", "/base"]
+    assert export[3:] == ["export", "--adapters", "/a b/c", *merged]
+    assert critique[critique.index("--model") + 1] == "/o/merged"
+    assert critique[-2:] == ["--allow_outside", "true"], "what the films needed before"
 
 
 def test_an_interrupted_round_goes_on(world, tmp_path, monkeypatch, capsys):
@@ -90,6 +142,7 @@ def test_options_reach_answers_and_consensus(world, tmp_path, monkeypatch):
     ran = {}
     monkeypatch.setattr(stages, "run_stage", lambda out, chain, name, commands, **_: ran.update({name: commands}))
     monkeypatch.setattr(second_round, "summary", lambda *_: "")
+    monkeypatch.setattr(second_round, "refuse_unheard", lambda *_: None)
     words = ["--strategy", "self", "--allow-outside", "--device", "cpu", "--image-root", "films", "--processes", "2"]
     second_round.main([str(student), str(first), "--out", str(tmp_path), *words])
     for command in (ran["voice"][0], ran["compare"][0]):
