@@ -347,7 +347,7 @@ def test_the_hub_out_of_reach(monkeypatch):
         ("a.jsonl", b'{"text": "caf\xe9"}\n', "a.jsonl: not UTF-8"),
         ("a.csv", b"image,teacher,text\n1,2\n", "a.csv:2: not as many values as columns"),
         ("a.parquet", b"PAR1 and no more", "a.parquet: not a Parquet file"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "long enough"}\n' * 9)[:-12], "cut off or damaged"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "long enough"}\n' * 9, mtime=0)[:-12], "cut off or damaged"),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
         ("a.jsonl", b"", "columns found: none"),
         ("a.xlsx", b"", "holds no file of a known kind"),
