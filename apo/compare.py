@@ -19,7 +19,6 @@ import glob
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 from collections import Counter
@@ -32,7 +31,7 @@ from apo import consensus
 from apo.consensus import COMPOSES, NEEDS_MODEL, STRATEGIES, Answer, SelfPrompt, self_prompt, study_rng
 from data import checkpoints, manifest
 from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
-from data.files import append_jsonl, claimed, dump_line, read_jsonl, sha256_file, write_atomic
+from data.files import append_jsonl, claimed, dump_line, read_jsonl, refuse_input, sha256_file, write_atomic
 from data.records import ALLOW_OUTSIDE, PLACEHOLDER, image_paths, read_studies, require_images, root_of, write_studies
 from scripts import doctor, machine, side_by_side
 
@@ -215,8 +214,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         )
     if args.compose != "plain" and args.strategy not in COMPOSES:
         raise UserError(f"--compose {args.compose}: {args.strategy} does not compose its text; leave it out")
-    if os.path.realpath(args.out) == os.path.realpath(args.studies):
-        raise UserError(f"--out {args.out}: is the input file; choose another")
+    refuse_input(args.out, args.studies)
     return args
 
 

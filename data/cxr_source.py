@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data.errors import UserError
+from data.files import open_text
 
 KINDS = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 # Files of a data set's repository that hold no rows.
@@ -120,13 +121,8 @@ def _reader(path: Path) -> Callable[[], Rows]:
     return rows
 
 
-def _open(path: Path, **options: Any) -> IO[str]:
-    opened = gzip.open if path.name.lower().endswith(".gz") else open
-    return opened(path, "rt", encoding="utf-8-sig", **options)
-
-
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with _open(path) as source:
+    with open_text(path) as source:
         for number, line in enumerate(source, 1):
             if line.strip():
                 try:
@@ -140,7 +136,7 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
 
     A file named .json that holds one object a line is read as such.
     """
-    with _open(path) as source:
+    with open_text(path) as source:
         start = source.read(BLOCK).lstrip()
         if start.startswith("["):
             yield from _array(path, source, start[1:])
@@ -199,7 +195,7 @@ def _no_json(path: Path, row: str, error: json.JSONDecodeError) -> UserError:
 def _csv(path: Path) -> Iterator[tuple[int, dict]]:
     # Reasoning texts may be longer than the csv module's 128 KiB.
     csv.field_size_limit(1 << 30)
-    with _open(path, newline="") as source:
+    with open_text(path, newline="") as source:
         lines = csv.DictReader(source, delimiter="\t" if _kind(path) == "tsv" else ",")
         try:
             for row in lines:

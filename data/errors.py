@@ -40,18 +40,19 @@ class Problems:
 
 def refuse_below_one(args: object, *names: str) -> None:
     """Raise UserError for the first of the named options of a command line that is given and below 1."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    _refuse_below(1, args, names)
 
 
 def refuse_negative(args: object, *names: str) -> None:
-    """Raise UserError for the first of the named options of a command line that is below 0."""
+    """Raise UserError for the first of the named options of a command line that is given and below 0."""
+    _refuse_below(0, args, names)
+
+
+def _refuse_below(least: int, args: object, names: tuple[str, ...]) -> None:
     for name in names:
         value = getattr(args, name)
-        if value < 0:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 0")
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
 
 
 class Terminated(KeyboardInterrupt):

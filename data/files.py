@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import errno
 import fcntl
+import gzip
 import hashlib
 import json
 import math
@@ -55,6 +56,18 @@ def claimed(out: StrPath) -> Iterator[None]:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another place") from error
     with exclusive(lock, f"{out}: another run is writing it; wait for it, or choose another place"):
         yield
+
+
+def open_text(path: StrPath, **options: Any) -> IO[str]:
+    """Open a text file for reading, also a gzip one by its name; a BOM is left out."""
+    opened = gzip.open if os.fspath(path).lower().endswith(".gz") else open
+    return opened(path, "rt", encoding="utf-8-sig", **options)
+
+
+def refuse_input(out: StrPath, path: StrPath) -> None:
+    """Raise UserError when --out is the file that is read, under whatever name."""
+    if os.path.realpath(out) == os.path.realpath(path):
+        raise UserError(f"--out {out}: is the input file; choose another")
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import UserError
-from data.files import StrPath
+from data.files import StrPath, open_text
 from data.findings_lexicon import LABELS
 from data.records import SPLITS
 
@@ -79,9 +79,8 @@ def rows(path: StrPath, columns: tuple[str, ...]) -> Iterator[tuple[int, tuple[s
     Raises:
         UserError: unreadable, cut off or damaged file, missing column, row of another length.
     """
-    opened = gzip.open if str(path).endswith(".gz") else open
     try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as source:
+        with open_text(path, newline="") as source:
             lines = csv.reader(source)
             header = [name.strip().lower() for name in next(lines, [])]
             header = [OTHER_NAMES.get(name, name).lower() for name in header]

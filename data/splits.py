@@ -9,13 +9,12 @@ MIMIC-CXR has an official split: assign anew only what has none.
 import argparse
 import hashlib
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data.errors import Problems, UserError, run_cli
-from data.files import StrPath
+from data.files import StrPath, refuse_input
 from data.records import SPLITS, numbered_studies, read_studies, write_studies
 
 
@@ -69,8 +68,7 @@ def split_file(
     Raises:
         UserError: `out` is `path`, whose splits (an official one, say) would be lost; what `assign` refuses.
     """
-    if os.path.realpath(out) == os.path.realpath(path):
-        raise UserError(f"--out {out}: is the input file; choose another")
+    refuse_input(out, path)
     sizes: Counter = Counter(study["patient"] for study in read_studies(path))
     if not sizes:
         raise UserError(f"{path}: holds no study; write one JSON object a line")

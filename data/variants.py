@@ -24,7 +24,6 @@ id, whatever the order of the file.
 """
 
 import argparse
-import os
 import random
 import re
 from collections import Counter
@@ -34,7 +33,7 @@ from pathlib import Path
 from apo.consensus import ORDER, plain_sentence, study_rng
 from data import manifest
 from data.errors import UserError, run_cli
-from data.files import read_jsonl
+from data.files import read_jsonl, refuse_input
 from data.findings import FIVE, read_findings, summarise
 from data.records import PLACEHOLDER, did_you_mean, read_studies, write_studies
 from data.rows import ok_trajectories
@@ -261,8 +260,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--drop-voice", metavar="NAME", help="take a trajectory out")
     args = parser.parse_args(argv)
-    if os.path.realpath(args.out) == os.path.realpath(args.studies):
-        raise UserError(f"--out {args.out}: is the input file; choose another")
+    refuse_input(args.out, args.studies)
     return args
 
 

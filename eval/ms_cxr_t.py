@@ -5,7 +5,6 @@ rows come from all splits of MIMIC-CXR. A label says what the current film shows
 """
 
 import csv
-import gzip
 import sys
 import zlib
 from collections import Counter
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import Problems, UserError
-from data.files import sha256_file
+from data.files import open_text, sha256_file
 from data.findings_lexicon import FIVE
 from data.mimic_cxr import image_path
 from data.mimic_tables import rows, whole
@@ -159,9 +158,8 @@ def read_sentences(path: Path, *, partial: bool = False) -> tuple[list[dict], di
 
 
 def _header(path: Path) -> set[str]:
-    opened = gzip.open if path.name.endswith(".gz") else open
     try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as source:
+        with open_text(path, newline="") as source:
             return {name.strip().lower() for name in next(csv.reader(source), [])}
     except (OSError, EOFError, ValueError, zlib.error, csv.Error):
         return set()  # `rows` opens the file again and says what is wrong with it

@@ -268,11 +268,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def check_gpus(wanted: int, device: str | None) -> None:
     """Refuse a process a GPU where there are fewer: the others would go on, without a word, on the CPU."""
     found = len(machine.gpus())
-    if device == "cpu" or found >= wanted:
+    if device == "cpu":
         return
-    if found:
-        raise UserError(f"--gpus {wanted}: this machine shows {found} GPUs; use at most as many")
-    if machine.default_device() == "cpu":  # else torch sees what the driver does not list, such as MIG devices
+    if problem := machine.gpu_problem("--gpus", wanted, found):
+        raise UserError(problem)
+    # Else torch sees what the driver does not list, such as MIG devices.
+    if not found and machine.default_device() == "cpu":
         raise UserError(
             f"--gpus {wanted}: this machine shows no GPU; leave it out, or add --device cpu (as many processes there)"
         )

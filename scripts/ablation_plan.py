@@ -136,12 +136,9 @@ def compare_name(row: Row) -> str:
     return f"compare-{row.consensus}" + (f"-{row.student}" if row.student else "")
 
 
-def reference_free(row: Row) -> bool:
-    return bool(row.settings.get("model_kwargs", {}).get("apo_reference_free"))
-
-
-def by_token(row: Row) -> bool:
-    return bool(row.settings.get("model_kwargs", {}).get("apo_length_normalised"))
+def asks(row: Row, option: str) -> bool:
+    """Whether a row turns an option of the APO trainer on."""
+    return bool(row.settings.get("model_kwargs", {}).get(option))
 
 
 def launch(
@@ -180,7 +177,7 @@ def train_settings(place: Place, row: Row, studies: Path, own: Path, start: Path
         start: the checkpoint that it starts from, which is also its reference.
     """
     settings = dict(row.settings)
-    if row.launcher == "apo" and not reference_free(row):
+    if row.launcher == "apo" and not asks(row, "apo_reference_free"):
         # One folder for each reference, shared by the rows that start from it.
         cache = place.out / "reference" / checkpoints.fingerprint(start)[:16]
         settings["model_kwargs"] = {"apo_cache_dir": str(cache), **settings.get("model_kwargs", {})}
@@ -288,7 +285,8 @@ def scoring_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]:
         if row.launcher != "none":
             words += ["--rewards", folder / "answer" / "rewards.jsonl", "--log", folder / "train" / "logging.jsonl"]
             # Rewards without a reference, or by token, say nothing of how far a whole text moved from it.
-            words += [] if reference_free(row) or by_token(row) else ["--beta", merged(row).get("beta", "1")]
+            if not asks(row, "apo_reference_free") and not asks(row, "apo_length_normalised"):
+                words += ["--beta", merged(row).get("beta", "1")]
             words += ["--trained-on", folder / "variant" / "studies.jsonl" if row.variant else studies]
         return [
             module(

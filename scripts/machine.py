@@ -80,6 +80,11 @@ def gpus() -> list[dict]:
     return found
 
 
+def gpu_problem(option: str, wanted: int, found: int) -> str | None:
+    """Why `found` GPUs are too few for what `option` wants. None found is no reason: torch may see some."""
+    return f"{option} {wanted}: this machine shows {found} GPUs; use at most as many" if 0 < found < wanted else None
+
+
 def default_device() -> str:
     """ "cuda" where torch sees a GPU, else "cpu"."""
     import torch

@@ -8,7 +8,7 @@ import argparse
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from apo.consensus import NEEDS_MODEL, STRATEGIES
@@ -107,16 +107,20 @@ def passed_on(args: argparse.Namespace) -> list[str]:
     return options
 
 
+def statuses(studies: Iterable[dict], name: str) -> Counter[str]:
+    """How many trajectories of teacher `name` have which status."""
+    return Counter(one["status"] for study in studies for one in study["trajectories"] if one["teacher"] == name)
+
+
 def refuse_unheard(heard: Path, answers: Path, name: str) -> None:
     """Raises UserError where no answer of `name` in the studies `heard` is usable: the round would be the first again.
 
     Args:
         answers: the file that the message names.
     """
-    studies = read_studies(heard)
-    counts = Counter(one["status"] for study in studies for one in study["trajectories"] if one["teacher"] == name)
+    counts = statuses(read_studies(heard), name)
     if not counts["ok"]:
-        why = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()) if count)
+        why = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         raise UserError(
             f"{answers}: no answer of {name} is heard ({why or 'none given'}); truncated ones need a higher "
             "--max-new-tokens (and --overwrite), empty ones a student that was trained longer"
@@ -144,7 +148,7 @@ def summary(again: Path, name: str) -> str:
     """How many answers of `name` were heard, which not and why, and how many studies have no consensus."""
     answers, missing = Counter(), 0
     for study in read_studies(again):
-        answers.update(one["status"] for one in study["trajectories"] if one["teacher"] == name)
+        answers.update(statuses([study], name))
         missing += study.get("consensus") is None
     heard = answers.pop("ok", 0)
     others = "".join(f", {count} {status} and not heard" for status, count in sorted(answers.items()))

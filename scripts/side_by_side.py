@@ -56,8 +56,8 @@ def run(module: str, argv: Sequence[str], out: Path, shard: tuple[int, int], pro
     """
     found = len(machine.gpus())
     on_gpus = (device or ("cuda" if found else machine.default_device())) == "cuda"
-    if on_gpus and 0 < found < processes:
-        raise UserError(f"--processes {processes}: this machine shows {found} GPUs; use at most as many")
+    if on_gpus and (problem := machine.gpu_problem("--processes", processes, found)):
+        raise UserError(problem)
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     running: list[subprocess.Popen] = []
     readers: list[threading.Thread] = []

@@ -37,8 +37,8 @@ def add_data(plan: Plan, dry_run: bool) -> None:
 
     A rows file is checked and passed on; a name that is no file and looks like one of a hub passes. `NAME#N`,
     ms-swift's way of taking N rows, is kept. Study records bring their split "validate" as validation set, if they have
-    such a split and no `val_dataset` is given. In a dry run nothing is read beyond what tells the two kinds apart and,
-    under a stock loss, whether rows have `negative_messages`.
+    such a split and no `val_dataset` is given. In a dry run nothing is read beyond what tells the two kinds apart and
+    whether rows have the negatives that the loss knows.
     """
     settings = plan.settings
     kind = KIND[plan.stage]
@@ -88,32 +88,35 @@ def check_loss(plan: Plan) -> None:
 
 def refuse_other_negatives(plan: Plan, path: Path) -> None:
     """Refuse study records and rows with `negative_messages` where the loss is stock DPO, which knows pairs alone, and
-    rows without them where it is one of ours.
+    rows with `rejected_response` where it is one of ours.
 
     Stops at the first such row. Nothing is said under a loss that `check_loss` refuses.
     """
     if plan.stage != "critique":
         return
     names = as_list(plan.settings["loss_type"])
-    loss = " ".join(names)
-    if plan.groups and rows.file_kind(path) == "rows":
-        for line, row in read_jsonl(path):
-            if isinstance(row, dict) and row.get("rejected_response") is not None:
-                raise UserError(
-                    f"{path}:{line}: rejected_response is here, and --loss_type {loss} trains on negative_messages; "
-                    f"write it there as a list of one, or choose --loss_type {STOCK_LOSSES[0]}"
-                )
-    if not set(names) <= set(STOCK_LOSSES):
+    stock = set(names) <= set(STOCK_LOSSES)
+    if not stock and not plan.groups:
         return
-    remedy = (
-        f"--loss_type {loss} takes only ms-swift rows with one rejected_response (data/README.md); bring such rows, or "
-        f"train these with --loss_type {STUDY_LOSSES[0]}, or --loss_type pairwise: DPO over a study's pairs"
-    )
-    if rows.file_kind(path) == "studies":
-        raise UserError(f"{path}: study records become rows with negative_messages, and {remedy}")
-    for line, row in read_jsonl(path):
-        if isinstance(row, dict) and row.get("negative_messages") is not None:
-            raise UserError(f"{path}:{line}: negative_messages are here, and {remedy}")
+    loss, kind = f"--loss_type {' '.join(names)}", rows.file_kind(path)
+    if stock:
+        column, verb = "negative_messages", "are"
+        remedy = (
+            f"{loss} takes only ms-swift rows with one rejected_response (data/README.md); bring such rows, or "
+            f"train these with --loss_type {STUDY_LOSSES[0]}, or --loss_type pairwise: DPO over a study's pairs"
+        )
+        if kind == "studies":
+            raise UserError(f"{path}: study records become rows with negative_messages, and {remedy}")
+    else:
+        column, verb = "rejected_response", "is"
+        remedy = (
+            f"{loss} trains on negative_messages; write it there as a list of one, or choose --loss_type "
+            f"{STOCK_LOSSES[0]}"
+        )
+    if kind == "rows":
+        for line, row in read_jsonl(path):
+            if isinstance(row, dict) and row.get(column) is not None:
+                raise UserError(f"{path}:{line}: {column} {verb} here, and {remedy}")
 
 
 def row_options(plan: Plan) -> dict[str, Any]:
