@@ -16,11 +16,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
-from apo.self_check import Shapes, agree
+from apo.self_check import Names, Shapes, agree
 
 NAME = "apo_split"
 # The forward argument with, for each row of the micro-batch, (prefix length, response length, response length, ...).
 SHAPES_KEY = "apo_row_shapes"
+NAMES = Names(
+    "split attention",
+    "the dense mask",
+    '; --model_kwargs \'{"apo_attention": "mask"}\' chooses the mask from the start',
+)
 
 
 def split_attention(
@@ -47,7 +52,7 @@ def split_attention(
         query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
     shapes: Shapes | None = kwargs.get(SHAPES_KEY)
     if shapes is not None:
-        proven = agree(split_rows, masked_rows, (query, key, value), shapes, scaling)
+        proven = agree(split_rows, masked_rows, (query, key, value), shapes, scaling, NAMES)
         output = (split_rows if proven else masked_rows)(query, key, value, shapes, **settings)
     elif attention_mask is not None:
         output = attend(query, key, value, mask=attention_mask, **settings)

@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -46,12 +47,14 @@ ROOT = Path(__file__).parents[1]
 OURS, CACHED, PLAIN = "shared_split", "shared_split_cached", "plain_rows"
 PACKAGES = ("torch", "transformers", "ms-swift", "trl", "peft", "accelerate")
 BUSY = 0.3
+STARTED = time.monotonic()
 # What the tables of a result read beside its cases.
 SHOWN = ("settings", "environment", "threads", "ratios", "limits", "loading", "difference_by_case")
 
 
 def progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """Say what was reached and when: a run that its time limit ends has then told what it measured until there."""
+    print(f"[{time.monotonic() - STARTED:4.0f} s] {text}", file=sys.stderr, flush=True)
 
 
 class Worker:
@@ -298,7 +301,12 @@ def measure(settings: Settings, names: Sequence[str], *, profile: Sequence[str] 
             progress(f"{worker.name}: checked")
         seconds = take_turns(workers, settings.warmup + settings.steps, progress)
         for worker in workers:
-            extra[worker.name] |= {**worker.ask("memory"), **worker.ask("load")}
+            memory = worker.ask("memory")
+            added = memory["peak_mb"] - memory["loaded_mb"]
+            progress(f"{worker.name}: peak {memory['peak_mb']:.0f} MB, {added:.0f} of them by the step")
+            extra[worker.name] |= memory
+        for worker in workers:
+            extra[worker.name] |= worker.ask("load")
         result["profiles"] = {w.name: w.ask("profile")["profile"] for w in workers if w.name in profile}
         result |= differences(folder, checks)
     cases = {}

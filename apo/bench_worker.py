@@ -318,7 +318,7 @@ class Bench:
         with torch.profiler.profile(activities=activities) as profiler:
             self._run()
         order = f"self_{self.spec['device']}_time_total"
-        table = profiler.key_averages().table(sort_by=order, row_limit=15, max_name_column_width=60)
+        table = profiler.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=60)
         return {"profile": table}
 
 

@@ -15,6 +15,15 @@ from swift.utils import get_logger
 Shapes = tuple[tuple[int, ...], ...]
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
+
+class Names(NamedTuple):
+    """What a message calls the fast way, the portable one, and how to choose the portable one from the start."""
+
+    fast: str
+    portable: str
+    remedy: str
+
+
 # Where nothing has to be proven: the tests' device, and the one that computes nothing.
 TRUSTED_DEVICES = {"cpu", "meta"}
 # Largest errors of a token's output and of its gradients, relative to the norms there, against the masked path in
@@ -28,19 +37,23 @@ TOLERANCES = {
     torch.float64: (1e-8, 1e-8),
 }
 
-_verdicts: dict[tuple[str, torch.dtype], bool] = {}
+_verdicts: dict[tuple[str, str, torch.dtype], bool] = {}
 logger = get_logger()
 
 
-def agree(fast: Callable, portable: Callable, tensors: Tensors, shapes: Shapes, scale: float | None) -> bool:
+def agree(
+    fast: Callable, portable: Callable, tensors: Tensors, shapes: Shapes, scale: float | None, names: Names
+) -> bool:
     """Whether `fast` may be used for `tensors`: query [B, H, L, D], key and value [B, Hkv, L, D].
 
-    Decided once a device and dtype; where they disagree, or `fast` fails, that is logged as an error by every rank.
+    Decided once for a name, device and dtype; where they disagree, or `fast` fails, that is logged as an error by every
+    rank.
     """
     device, dtype = tensors[0].device.type, tensors[0].dtype
     if device in TRUSTED_DEVICES:
         return True
-    if (device, dtype) not in _verdicts:
+    key = (names.fast, device, dtype)
+    if key not in _verdicts:
         try:
             found = difference(fast, portable, tensors, shapes, scale)
             close = all(error <= most for error, most in zip(found, TOLERANCES[dtype], strict=True))
@@ -49,19 +62,19 @@ def agree(fast: Callable, portable: Callable, tensors: Tensors, shapes: Shapes, 
             raise
         except RuntimeError as failure:
             problem = f"fails ({str(failure).splitlines()[0]})"
-        _verdicts[device, dtype] = not problem
+        _verdicts[key] = not problem
         if problem:
             logger.error(
-                f"APO: split attention {problem} on {device} in {dtype}, compared with the dense mask on the first "
-                "micro-batch. This run GOES ON WITH THE DENSE MASK: right numbers, more time and memory. Please report "
-                'it; --model_kwargs \'{"apo_attention": "mask"}\' chooses the mask from the start'
+                f"APO: {names.fast} {problem} on {device} in {dtype}, compared with {names.portable} on the first "
+                f"micro-batch. This run GOES ON WITH {names.portable.upper()}: right numbers, more time and memory. "
+                f"Please report it{names.remedy}"
             )
         else:
             logger.info(
-                f"APO: split attention agrees with the dense mask on {device} in {dtype}: {found.output:.1e}, "
+                f"APO: {names.fast} agrees with {names.portable} on {device} in {dtype}: {found.output:.1e}, "
                 f"gradients {found.gradient:.1e}"
             )
-    return _verdicts[device, dtype]
+    return _verdicts[key]
 
 
 class Difference(NamedTuple):

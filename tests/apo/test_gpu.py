@@ -14,6 +14,7 @@ import torch
 from apo import bench, self_check
 from apo.attention import masked_rows, split_rows
 from apo.bench_cases import CASES, Settings
+from apo.windows import by_size, one_by_one
 from data import checkpoints
 from data.files import read_jsonl
 from scripts.plan import ROOT
@@ -41,6 +42,21 @@ def test_split_attention_agrees_with_the_mask(dtype):
     assert found.output < output and found.gradient < gradient, found
     one_key_less = self_check.difference(wrong.without_last_prefix_token, masked_rows, given, SHAPES, None)
     assert one_key_less.output > output
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_windows_by_size_agree_with_one_at_a_time(dtype):
+    """At the head shapes of the 7B student's vision tower: a film of 9 x 9 windows, those at its rim smaller."""
+    lengths = ((64,) * 8 + (32,)) * 8 + (48,) * 8 + (24,)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    given = [torch.randn(1, 16, sum(lengths), 80, generator=generator, device=DEVICE).to(dtype) for _ in range(3)]
+    output, gradient = self_check.TOLERANCES[dtype]
+    found = self_check.difference(by_size, one_by_one, given, (lengths,), None)
+    assert found.output < output and found.gradient < gradient, found
+    one_patch_off = self_check.difference(
+        lambda q, k, v, *a, **s: by_size(q, k.roll(1, 2), v, *a, **s), one_by_one, given, (lengths,), None
+    )
+    assert one_patch_off.output > output
 
 
 @pytest.mark.slow
@@ -81,6 +97,7 @@ def test_every_stage_runs_on_a_gpu_in_bfloat16(tmp_path):
         words = (*python, "scripts.launch", stage, f"configs/{config}.yaml", "--model", model, "--dataset", dataset)
         text = run(*words, "--output_dir", out, *on_gpu, *flags, folder=tmp_path)
         assert "split attention agrees with the dense mask on cuda in torch.bfloat16" in text
+        assert "window attention by size agrees with one window at a time on cuda in torch.bfloat16" in text
         losses = [row["loss"] for _, row in read_jsonl(out / "logging.jsonl") if "loss" in row]
         assert len(losses) == (8 if stage == "sft" else 4) and all(map(math.isfinite, losses))
         return checkpoints.latest(out)
