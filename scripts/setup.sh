@@ -61,6 +61,31 @@ if [[ -n "$gpu" ]] && ! command -v nvcc >/dev/null && [[ ! -x "${CUDA_HOME:-/usr
     die "--gpu builds flash-attn, which needs nvcc (CUDA toolkit); without it leave --gpu out: attention then uses sdpa"
 fi
 
+not_built() {
+    die "flash-attn could not be built (the message is above). It needs the CUDA toolkit that torch was built for, with" \
+        "CUDA_HOME set to its folder. Without it leave --gpu out: attention then uses sdpa"
+}
+
+# Builds flash-attn from its source. That asks for C++17, which torch refuses since 2.13; its developers have raised the flag
+# to C++20 after 2.8.3.post2, so the flag is all that is changed here.
+build_flash_attn() {
+    local requirement version work
+    requirement="$(grep '^flash-attn==' requirements-gpu.txt)"
+    version="$("$python" -c 'import importlib.metadata as m; print(m.version("flash-attn"))' 2>/dev/null || true)"
+    if [[ "$version" == "${requirement#*==}" ]]; then
+        return
+    fi
+    work="$(mktemp -d)"
+    # The build imports the installed torch, so it cannot be isolated from it.
+    "$python" -m pip install "${options[@]}" setuptools wheel ninja packaging || not_built
+    "$python" -m pip download "${options[@]}" --no-deps --no-build-isolation --no-binary :all: -d "$work" "$requirement" ||
+        not_built
+    tar -xzf "$work"/flash_attn-*.tar.gz -C "$work"
+    sed -i 's/"-std=c++17"/"-std=c++20"/' "$work"/flash_attn-*/setup.py
+    "$python" -m pip install "${options[@]}" --no-deps --no-build-isolation "$work"/flash_attn-*/ || not_built
+    rm -rf -- "$work"
+}
+
 for file in "${files[@]}"; do
     # The stamp covers the files that FILE includes, too.
     stamp="$venv/.installed-$file"
@@ -71,9 +96,9 @@ for file in "${files[@]}"; do
     echo "setup: installing $file into $venv"
     options=(--no-input --disable-pip-version-check)
     if [[ "$file" == requirements-gpu.txt ]]; then
-        # flash-attn's build imports the installed torch, so it cannot be isolated from it.
-        "$python" -m pip install "${options[@]}" setuptools wheel ninja packaging
-        options+=(--no-build-isolation)
+        # torch first, which the build is against
+        "$python" -m pip install "${options[@]}" -q -r requirements.txt || die "pip could not install requirements.txt"
+        build_flash_attn
     fi
     # What is there already would bury the lines that show the progress.
     "$python" -m pip install "${options[@]}" -r "$file" | { grep -v '^Requirement already satisfied' || true; } ||
