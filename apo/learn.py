@@ -13,10 +13,10 @@ from swift.trainers import Seq2SeqTrainer
 
 from apo import group, options
 from apo.forward import check_template, forward_logps, settle_attention
-from apo.resume import EndsAtMaxSteps
+from apo.resume import ResumesWhole
 
 
-class LearnTrainer(EndsAtMaxSteps, Seq2SeqTrainer):
+class LearnTrainer(ResumesWhole, Seq2SeqTrainer):
     """ms-swift's supervised trainer; rows with `positive_messages` are trained as groups, all others as ever."""
 
     def _settle(self) -> None:

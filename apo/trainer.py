@@ -20,7 +20,7 @@ from apo import group, options
 from apo.forward import ResponseLogps, check_template, forward_logps, settle_attention
 from apo.loss import LOSSES, group_metrics
 from apo.reference_cache import ReferenceCache, reference_parameters, weights_digest
-from apo.resume import EndsAtMaxSteps
+from apo.resume import ResumesWhole
 from apo.vision import is_frozen, one_look, same_weights
 
 LOSS_TYPE = "plackett_luce"  # the published one; the others of apo.loss.LOSSES are for comparison
@@ -52,7 +52,7 @@ def check_arguments(args, template) -> None:
     check_template(template, args)
 
 
-class APOTrainer(EndsAtMaxSteps, DPOTrainer):
+class APOTrainer(ResumesWhole, DPOTrainer):
     """`--loss_type plackett_luce` trains APO on groups, `pairwise` on their pairs (apo/loss.py); with any other loss
     type this is the stock DPO trainer."""
 

@@ -223,9 +223,8 @@ def named_files(values: Sequence[str]) -> dict[str, Path]:
     return files
 
 
-def refuse_taken(names: Iterable[str], studies: Iterable[dict]) -> None:
-    """UserError for a name of --predictions that a teacher or another row has, whatever the case."""
-    teachers = {t["teacher"] for s in studies for t in s["trajectories"]}
+def refuse_taken(names: Iterable[str], teachers: Iterable[str]) -> None:
+    """UserError for a name of a row that a teacher or another row has, whatever the case."""
     taken = {name.casefold() for name in (*teachers, MAJORITY, CONSENSUS)}
     for name in names:
         if name.casefold() in taken:
@@ -288,7 +287,7 @@ def main(argv=None) -> None:
     everything = list(read_studies(args.studies))
     studies = split_of(everything, args.split, args.studies, "check --split and --studies")[: args.limit]
     scorable, left_out = with_findings(studies, args.split, args.studies)
-    refuse_taken(files, everything)
+    refuse_taken(files, {t["teacher"] for s in everything for t in s["trajectories"]})
     if args.check:
         for note in left_out:
             print(f"note: {note}", file=sys.stderr)

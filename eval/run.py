@@ -63,7 +63,7 @@ def data_roots(values: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
     return roots
 
 
-def check_items(benchmark: Benchmark) -> Benchmark:
+def check_items(benchmark: Benchmark) -> None:
     """Refuse a benchmark without items, with an id twice, or with an item without a patient."""
     if not benchmark.items:
         raise UserError(f"{benchmark.name}: no item to score; check --data-root, --set and --limit")
@@ -74,7 +74,6 @@ def check_items(benchmark: Benchmark) -> Benchmark:
         if not item.patient:
             raise UserError(f"{benchmark.name}: item {item.id} has no patient; mend the tables")
         seen.add(item.id)
-    return benchmark
 
 
 class Checkpoint:
@@ -306,7 +305,10 @@ def load(args: argparse.Namespace) -> tuple[Checkpoint | None, Loaded]:
     for name in args.benchmark:
         module = benchmarks.module_of(name)
         one = module.load(name, roots[name], seed=args.seed, limit=args.limit, options=options[name])
-        one = asking.with_films(check_items(one), args.missing_films == "drop") if checkpoint else check_items(one)
+        check_items(one)
+        if one.protocol.get("teachers") == "yes":
+            phantom.refuse_taken([args.name], one.items[0].truth["teachers"])
+        one = asking.with_films(one, args.missing_films == "drop") if checkpoint else one
         # Overlapping items are asked too and left out of the scores: the answers then serve both.
         kept = training_set.checked(one, files, unknown, excluded=args.exclude_overlap)
         loaded[name] = one, kept

@@ -237,7 +237,7 @@ def wholeness(found: list[Block], rows: dict[str, Row]) -> str:
     five = sum(n >= SEEDS for n in seeds.values())
     none = [f"`{name}`" for name, n in seeds.items() if not n]
     text = f"Of {len(rows)} rows {five} have {SEEDS} seeds, {len(rows) - five - len(none)} have fewer"
-    return f"{text}, {len(none)} have none: {', '.join(none)}." if none else f"{text}."
+    return f"{text}, {len(none)} {'have' if len(none) > 1 else 'has'} none: {', '.join(none)}." if none else f"{text}."
 
 
 def _left(left: int) -> list[str]:

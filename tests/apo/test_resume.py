@@ -1,13 +1,18 @@
 """transformers' trainer, resumed where it had ended."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from apo.resume import EndsAtMaxSteps
+from apo.resume import ResumesWhole
+from scripts.plan import ROOT, free_port
 
 
-class Ours(EndsAtMaxSteps, Trainer):
+class Ours(ResumesWhole, Trainer):
     pass
 
 
@@ -24,7 +29,13 @@ def train(trainer, out, steps, resume=None):
     """Four rows, batches of one: an epoch has four steps."""
     rows = [{"x": torch.tensor([float(k)]), "labels": torch.tensor([1.0])} for k in range(4)]
     args = TrainingArguments(
-        output_dir=out, max_steps=steps, per_device_train_batch_size=1, save_steps=1, report_to=[], use_cpu=True
+        output_dir=out,
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        save_steps=1,
+        report_to=[],
+        use_cpu=True,
+        ddp_backend="gloo" if "RANK" in os.environ else None,
     )
     args.max_epochs = None  # asked for once ms-swift was imported by another test
     made = trainer(model=Line(), args=args, train_dataset=rows)
@@ -45,3 +56,30 @@ def test_one_that_had_not_ended_goes_on(tmp_path):
     assert train(Ours, tmp_path, 2)[0] == 2
     assert train(Ours, tmp_path, 3, tmp_path / "checkpoint-2")[0] == 3
     assert train(Ours, tmp_path, 5, tmp_path / "checkpoint-3")[0] == 5
+
+
+RANKS = """
+import os
+from pathlib import Path
+from tests.apo.test_resume import Ours, train
+out = Path({out!r}) / os.environ["RANK"]
+train(Ours, out, 3, out / "checkpoint-1" if os.environ["RANK"] in {resumed!r} else None)
+print("ended at 3")
+"""
+
+
+@pytest.mark.parametrize(("resumed", "error"), [("0", "different steps (1, 0, by rank)"), ("01", "")])
+def test_nodes_that_see_different_checkpoints_are_refused(tmp_path, resumed, error):
+    """Two ranks with a folder each, as two nodes without a shared disk: the second may lack the first's checkpoints."""
+    for rank in "01":
+        train(Ours, tmp_path / rank, 1)
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS.format(out=str(tmp_path), resumed=resumed), encoding="utf-8")
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    done = subprocess.run(
+        [*words, str(script)], capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert (done.returncode != 0) == bool(error), done.stderr[-2000:]
+    assert (
+        error in done.stderr and "a disk that all nodes share" in done.stderr if error else done.stdout.count("ended")
+    )

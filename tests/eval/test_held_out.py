@@ -6,7 +6,7 @@ from sklearn.metrics import f1_score
 
 from data.errors import UserError
 from data.findings import LABELS
-from eval import held_out
+from eval import held_out, run
 from tests.eval.cases import report, study, trajectory
 
 DRAW = {"seed": 0, "resamples": 20}
@@ -218,3 +218,15 @@ def test_items_and_exclusions(cohort, make_file, tmp_path):
         load(cohort, studies="gone.jsonl")
     with pytest.raises(UserError, match="no such option; did you mean 'uncertain'"):
         load(cohort, uncertian="absent")
+
+
+@pytest.mark.parametrize("name", ["A", "consensus", "Majority class"])
+def test_a_name_of_another_row_is_refused_before_any_answer(cohort, tmp_path, name):
+    given = tmp_path / "answers.jsonl"
+    given.touch()
+    words = ["--predictions", str(given), "--benchmark", "phantom-held-out", "--data-root", str(cohort), "--name", name]
+    with pytest.raises(UserError, match=f"the name {name} is that of a teacher or another row"):
+        run.main([*words, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="answers.jsonl"):  # without the teachers' rows the name is free
+        run.main([*words, "--out", str(tmp_path / "out"), "--set", "teachers=no"])
