@@ -11,7 +11,6 @@ from apo.attention import SHAPES_KEY, refuse_sliding_window, row_segments, share
 from apo.head import logps_head
 from apo.options import Options
 from apo.refusals import refuse_settings
-from apo.windows import use_window_attention
 
 logger = get_logger()
 
@@ -51,8 +50,7 @@ def check_template(template, args) -> None:
 
 
 def settle_attention(models: list[nn.Module], options: Options) -> Attention:
-    """Choose how shared rows attend and switch the decoder layers of `models` to it, and their vision towers to windows
-    by size.
+    """Choose how shared rows attend, and switch the decoder layers of `models` to it.
 
     Raises:
         ValueError: a mask was asked for that the implementation cannot take, or a layer has a sliding window.
@@ -69,8 +67,6 @@ def settle_attention(models: list[nn.Module], options: Options) -> Attention:
             refuse_sliding_window(model)
             if kind == "split":
                 use_split_attention(model)
-    for model in models:
-        use_window_attention(model)
     return Attention(implementation, kind)
 
 

@@ -14,10 +14,16 @@ from swift.trainers import Seq2SeqTrainer
 from apo import group, options
 from apo.forward import check_template, forward_logps, settle_attention
 from apo.resume import ResumesWhole
+from apo.windows import use_window_attention
 
 
 class LearnTrainer(ResumesWhole, Seq2SeqTrainer):
-    """ms-swift's supervised trainer; rows with `positive_messages` are trained as groups, all others as ever."""
+    """ms-swift's supervised trainer: rows with `positive_messages` are trained as groups, all others as ever. The
+    vision tower takes its windows by size for either."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        use_window_attention(self.accelerator.unwrap_model(self.model))
 
     def _settle(self) -> None:
         check_template(self.template, self.args)

@@ -22,6 +22,7 @@ from apo.loss import LOSSES, group_metrics
 from apo.reference_cache import ReferenceCache, reference_parameters, weights_digest
 from apo.resume import ResumesWhole
 from apo.vision import is_frozen, one_look, same_weights
+from apo.windows import use_window_attention
 
 LOSS_TYPE = "plackett_luce"  # the published one; the others of apo.loss.LOSSES are for comparison
 logger = get_logger()
@@ -68,6 +69,8 @@ class APOTrainer(ResumesWhole, DPOTrainer):
         super().__init__(model, ref_model, *_args, **kwargs)
         if self.groups:
             self.attention = settle_attention(self._models(), self.options)
+            for each in self._models():
+                use_window_attention(each)
             self._settle_vision()
             self.cache = self._open_cache()
             if self.is_world_process_zero():

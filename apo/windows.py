@@ -10,6 +10,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 import torch
+from swift.utils import get_logger
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -20,6 +21,8 @@ from apo.self_check import Names, Shapes, agree
 # transformers hands all windows over in one call, with their borders, to an implementation whose name says flash.
 NAME = "apo_flash_windows"
 NAMES = Names("window attention by size", "one window at a time", "")
+
+logger = get_logger()
 
 # By the tensor of borders, which is one for all layers of a pass: reading it waits for the GPU.
 _lengths: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -97,7 +100,7 @@ AttentionInterface.register(NAME, window_attention)
 
 
 def use_window_attention(model: nn.Module) -> bool:
-    """Switch the vision tower of `model` to `window_attention` where it runs sdpa; whether it was switched."""
+    """Switch the vision tower of `model`, if it has one, to `window_attention` where it runs sdpa; whether it was."""
     tower = getattr(model, "visual", None)
     config = getattr(tower, "config", None)
     if getattr(config, "_attn_implementation", None) != "sdpa":
@@ -106,4 +109,5 @@ def use_window_attention(model: nn.Module) -> bool:
         own = getattr(module, "config", None)
         if own is not None:
             own._attn_implementation = NAME
+    logger.info("vision tower: all windows of a size in one call (apo/windows.py)")
     return True

@@ -122,19 +122,25 @@ def test_only_sdpa_is_replaced_and_the_decoder_is_left_alone(student_dir):
     assert eager.visual.config._attn_implementation == "eager"
 
 
+@pytest.mark.parametrize("stage", ["critique", "learn"])
 @pytest.mark.parametrize("freeze_vit", ["true", "false"])
-def test_training_uses_it_and_learns_the_same(student_dir, tmp_path, monkeypatch, freeze_vit):
+def test_training_uses_it_and_learns_the_same(student_dir, tmp_path, monkeypatch, stage, freeze_vit):
+    """Learn on plain rows, which otherwise are stock ms-swift's."""
     studies = make_rows(tmp_path, studies=4, negatives=(3, 1, 2, 3), films=(1, 2, 1, 1), size=140)
+    if stage == "learn":
+        studies = [{key: study[key] for key in ("messages", "images")} for study in studies]
     rows = write_rows(tmp_path / "rows.jsonl", studies)
     calls = []
     original = windows.by_size
     monkeypatch.setattr(windows, "by_size", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs))
-    settings = {"freeze_vit": freeze_vit, "num_train_epochs": 2, "gradient_checkpointing": "true"}
+    settings = {"freeze_vit": freeze_vit, "num_train_epochs": 2, "gradient_checkpointing": "true", "stage": stage}
+    settings |= {"lora_dropout": 0}
     ours, _ = train(student_dir, rows, tmp_path / "ours", **settings)
     assert calls
-    monkeypatch.setattr("apo.forward.use_window_attention", lambda _: False)
+    module = "apo.learn" if stage == "learn" else "apo.trainer"
+    monkeypatch.setattr(f"{module}.use_window_attention", lambda _: False)
     calls.clear()
     stock, _ = train(student_dir, rows, tmp_path / "stock", **settings)
     assert not calls
-    for key in ("loss", "grad_norm", "logps/chosen"):
+    for key in ("loss", "grad_norm"):
         assert column(ours, key) == pytest.approx(column(stock, key), rel=1e-5, abs=1e-6), key
