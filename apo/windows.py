@@ -25,7 +25,7 @@ NAMES = Names("window attention by size", "one window at a time", "")
 logger = get_logger()
 
 # By the tensor of borders, which is one for all layers of a pass: reading it waits for the GPU.
-_lengths: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_lengths = WeakTensorKeyDictionary()
 
 
 def window_attention(

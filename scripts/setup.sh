@@ -96,9 +96,7 @@ for file in "${files[@]}"; do
     echo "setup: installing $file into $venv"
     options=(--no-input --disable-pip-version-check)
     if [[ "$file" == requirements-gpu.txt ]]; then
-        # torch first, which the build is against
-        "$python" -m pip install "${options[@]}" -q -r requirements.txt || die "pip could not install requirements.txt"
-        build_flash_attn
+        build_flash_attn # against torch, which the first of the files has brought
     fi
     # What is there already would bury the lines that show the progress.
     "$python" -m pip install "${options[@]}" -r "$file" | { grep -v '^Requirement already satisfied' || true; } ||

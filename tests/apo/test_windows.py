@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from apo import group, self_check, windows
+from apo import attention, group, self_check, windows
 from apo.windows import by_size, one_by_one, order_by_size, read_lengths, use_window_attention, window_attention
 from tests.apo.cases import column, load, make_rows, train, write_rows
 from tests.apo.test_group import encode, run, worst_relative
@@ -68,7 +68,7 @@ def shifted(query, key, value, shapes, **settings):
 @pytest.mark.parametrize("right", [True, False])
 def test_they_prove_themselves_on_another_device(monkeypatch, right):
     monkeypatch.setattr(self_check, "TRUSTED_DEVICES", set())
-    monkeypatch.setattr(self_check, "_verdicts", {(windows.NAMES.portable, "cpu", torch.float32): True})
+    monkeypatch.setattr(self_check, "_verdicts", {(attention.NAMES.fast, "cpu", torch.float32): True})
     said = []
     monkeypatch.setattr(self_check.logger, "error", said.append)
     if not right:
