@@ -69,7 +69,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     for split in ("train", "validate", "test"):
         default = getattr(Sizes(), split)
         parser.add_argument(f"--{split}", type=int, help=f"films of the split (default: {default})")
-    parser.add_argument("--processes", type=int, metavar="N", help="training processes of a row (default: 2)")
+    parser.add_argument("--processes", type=int, metavar="N", help="of a row's training (default: 2); Learn always 2")
     parser.add_argument("--list", action="store_true", help="what is done and what is left; runs nothing")
     parser.add_argument("--smoke", action="store_true", help="a few films and steps; the numbers mean nothing")
     args = parser.parse_args(argv)

@@ -8,7 +8,8 @@
 #   --out DIR      everything that is made: DIR/WORLD/seed-N      (default: runs/ablation; smoke: runs/ablation-smoke)
 #   --ledger FILE  one line for each finished run   (default: docs/results/phantom.jsonl; with --smoke DIR/ledger.jsonl)
 #   --train N, --validate N, --test N    films a split (default: 1500, 60, 400)
-#   --processes N  training processes of a row   (default: 2; with 1, another command with other seeds may run beside it)
+#   --processes N  processes of a row's own training (default: 2; with 1, another command with other seeds may run beside
+#                  it); what rows share, Learn too, is trained by two in any case, so that all rows of a seed start alike
 #   --list         what is done and what is left; runs nothing
 #   --smoke        a few films and steps, to see that a row runs; its numbers mean nothing
 #

@@ -22,8 +22,15 @@ CALIBRATED = 100  # films; twenty texts each
 VOICE = "student"  # the critiqued student among the teachers of a second round
 
 
+SHARED_RANKS, SHARED_THREADS = 2, 1  # as in scripts/quickstart.sh on two cores
+
+
 class Place(NamedTuple):
-    """Where a world and seed are made, and on what: `ranks` training processes of `threads` each."""
+    """Where a world and seed are made, and on what: `ranks` training processes of `threads` each for a row's own.
+
+    What rows share is trained by SHARED_RANKS of SHARED_THREADS whatever a row is given: all rows of a seed start
+    from the same student, on any machine: a sum in another order gives another Learn, and with it two or three points.
+    """
 
     out: Path
     world: str
@@ -47,6 +54,7 @@ class Stage(NamedTuple):
 
 def shared_stages(place: Place, row: Row) -> list[Stage]:
     """Cohort, student and Learn, up to the row's consensus."""
+    place = place._replace(ranks=SHARED_RANKS, threads=SHARED_THREADS)
     out, sizes, seed = place.out, place.sizes, ("--seed", place.seed)
     films = ("--train", sizes.train, "--validate", sizes.validate, "--test", sizes.test)
     studies = out / "cohort" / "studies.jsonl"

@@ -235,6 +235,19 @@ def test_processes_of_a_row(tmp_path, monkeypatch):
         ablate.parse_args(["--processes", "0"])
 
 
+@pytest.mark.parametrize(("name", "shared"), [("pl", ["learn"]), ("seeing_pl_nll", ["see", "learn-seeing"])])
+def test_rows_of_a_seed_start_from_the_same_student_whatever_their_processes(place, name, shared):
+    shapes, row = {}, read_row(ROOT / f"configs/ablation/{name}.yaml")
+    for ranks, threads in ((1, 1), (4, 4)):
+        run = Recorder()
+        ablate.run_row(place._replace(ranks=ranks, threads=threads), row, {}, run)
+        shapes[ranks] = {stage: run.commands[stage][0][1:3] for stage in (*shared, f"{name}.train")}
+    for stage in shared:
+        assert shapes[1][stage] == shapes[4][stage] == ["NPROC_PER_NODE=2", "OMP_NUM_THREADS=1"]
+    assert shapes[1][f"{name}.train"] == ["NPROC_PER_NODE=1", "OMP_NUM_THREADS=1"]
+    assert shapes[4][f"{name}.train"] == ["NPROC_PER_NODE=4", "OMP_NUM_THREADS=4"]
+
+
 def test_smoke_runs_a_few_steps(place):
     run = Recorder()
     ablate.run_row(place._replace(sizes=ablate.SMOKE), read_row(ROOT / "configs/ablation/pl.yaml"), {}, run)
