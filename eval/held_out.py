@@ -27,8 +27,8 @@ from data.findings import LABELS, SIDELESS, is_refusal
 from data.records import SPLITS, image_paths, read_studies, root_of
 from eval import presence
 from eval.benchmarks import choose, measure
-from eval.items import Benchmark, Item
-from eval.phantom import consensus_texts, majority_reading, split_of, teacher_texts
+from eval.items import MAJORITY, Benchmark, Item
+from eval.phantom import CONSENSUS, consensus_texts, majority_reading, split_of, teacher_texts
 
 NAMES = ("cxr-max-held-out", "phantom-held-out")
 OPTIONS = {
@@ -102,7 +102,8 @@ def load(name: str, root: Path, *, seed: int = 0, limit: int | None = None, opti
         "teachers": chosen["teachers"],
         "majority_class": majority and [label for label, (state, _) in majority.items() if state == "present"],
     }
-    return Benchmark(name, "generate", tuple(items), fingerprint, protocol, tuple(notes))
+    others = (MAJORITY, *((*teachers, CONSENSUS) if chosen["teachers"] == "yes" else ()))
+    return Benchmark(name, "generate", tuple(items), fingerprint, protocol, tuple(notes), others)
 
 
 def sides_of(study: dict) -> dict[str, str]:
@@ -185,11 +186,11 @@ def score(benchmark: Benchmark, answers: Sequence[dict], *, seed: int, resamples
     if benchmark.protocol["teachers"] == "yes":
         teachers = {name: [item.truth["teachers"][name] for item in items] for name in items[0].truth["teachers"]}
         if truth.agreed.any():
-            teachers["consensus"] = consensus_texts_
+            teachers[CONSENSUS] = consensus_texts_
         for name, given in teachers.items():
-            read = consensus if name == "consensus" else [presence.read_answer(text) for text in given]
+            read = consensus if name == CONSENSUS else [presence.read_answer(text) for text in given]
             theirs = label_matrix(read, uncertain, stated_normal=False)
-            metrics = measure_row(truth, theirs, read, [], agreement=name != "consensus", **draw)
+            metrics = measure_row(truth, theirs, read, [], agreement=name != CONSENSUS, **draw)
             rows.append({"name": name, "baseline": True, "metrics": metrics})
         notes.append("teachers: refused, filtered, empty and missing trajectories are malformed answers")
     majority = benchmark.protocol["majority_class"]
@@ -197,7 +198,7 @@ def score(benchmark: Benchmark, answers: Sequence[dict], *, seed: int, resamples
         read = [{label: ("present", None) for label in majority}] * len(items)
         constant = label_matrix(read, uncertain, stated_normal=False)
         metrics = measure_row(truth, constant, None, [], agreement=False, **draw)
-        rows.append({"name": "majority class", "baseline": True, "metrics": metrics})
+        rows.append({"name": MAJORITY, "baseline": True, "metrics": metrics})
     unsupported = [label for label, some in zip(LABELS, truth.labels.any(0), strict=True) if not some]
     if unsupported:
         notes.append(f"macro F1 is over {len(LABELS) - len(unsupported)} labels; no study has {', '.join(unsupported)}")

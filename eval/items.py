@@ -6,6 +6,8 @@ A benchmark module has `load(name, root, *, seed, limit, options) -> Benchmark` 
 
 from dataclasses import dataclass
 
+MAJORITY = "majority class"  # the row of always giving the commonest answer
+
 
 @dataclass(frozen=True)
 class Item:
@@ -29,3 +31,4 @@ class Benchmark:
     fingerprint: dict  # counts and hashes of the tables it was built from
     protocol: dict  # every choice: labels, views, ground-truth rule, cleaning, seed ...
     notes: tuple[str, ...]  # counted exclusions and caveats, printed at the foot of the tables
+    others: tuple[str, ...] = ()  # names that rows not of the answers (may) have; no checkpoint takes one

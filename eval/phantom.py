@@ -26,13 +26,14 @@ from data.files import StrPath, sha256_file, write_atomic
 from data.findings import LABELS
 from data.records import SPLITS, read_studies
 from eval import presence
+from eval.items import MAJORITY
 from eval.predict import read_answers
 from eval.presence import FIVE
 from eval.statistics import interval, patient_draws
 
 SCHEMA = 1
 STAGES = ("learn", "critique")
-MAJORITY, CONSENSUS = "majority class", "consensus"
+CONSENSUS = "consensus"
 PACKAGES = ("torch", "torchvision", "transformers", "ms-swift", "trl", "peft", "datasets", "numpy", "scikit-learn")
 # Statuses whose text is an answer. "truncated" is read as far as it goes, like a student's cut-off answer.
 ANSWERED = ("ok", "truncated")
@@ -223,9 +224,9 @@ def named_files(values: Sequence[str]) -> dict[str, Path]:
     return files
 
 
-def refuse_taken(names: Iterable[str], teachers: Iterable[str]) -> None:
-    """UserError for a name of a row that a teacher or another row has, whatever the case."""
-    taken = {name.casefold() for name in (*teachers, MAJORITY, CONSENSUS)}
+def refuse_taken(names: Iterable[str], others: Iterable[str]) -> None:
+    """UserError for a name of a row that a teacher or another row (`others`) has, whatever the case."""
+    taken = {name.casefold() for name in others}
     for name in names:
         if name.casefold() in taken:
             raise UserError(f"the name {name} is that of a teacher or another row; give another (evaluate.sh: --name)")
@@ -287,7 +288,7 @@ def main(argv=None) -> None:
     everything = list(read_studies(args.studies))
     studies = split_of(everything, args.split, args.studies, "check --split and --studies")[: args.limit]
     scorable, left_out = with_findings(studies, args.split, args.studies)
-    refuse_taken(files, {t["teacher"] for s in everything for t in s["trajectories"]})
+    refuse_taken(files, {MAJORITY, CONSENSUS} | {t["teacher"] for s in everything for t in s["trajectories"]})
     if args.check:
         for note in left_out:
             print(f"note: {note}", file=sys.stderr)

@@ -20,7 +20,7 @@ from data.mimic_tables import LABEL_TABLES, find_table, findings_of, read_labels
 from data.records import image_paths
 from eval import ms_cxr_t, phantom_items, presence
 from eval.benchmarks import choose, measure
-from eval.items import Benchmark, Item
+from eval.items import MAJORITY, Benchmark, Item
 
 NAMES = ("ms-cxr-t-presence", "phantom-presence")
 TRUTHS = {
@@ -71,7 +71,7 @@ def load(name: str, root: Path, *, seed: int = 0, limit: int | None = None, opti
         "majority_class": "more frequent state of each finding among the scored films",
         **chosen,
     }
-    return Benchmark(name, "generate", tuple(items), fingerprint, protocol, tuple(notes))
+    return Benchmark(name, "generate", tuple(items), fingerprint, protocol, tuple(notes), (MAJORITY,))
 
 
 def judge(state: str | None, policy: Mapping[str, str]) -> int | None:
@@ -171,7 +171,7 @@ def score(benchmark: Benchmark, answers: Sequence[dict], *, seed: int, resamples
     rows = [
         {"name": "student", "metrics": metrics(truth, said, scored, malformed, **draw)},
         {
-            "name": "majority class",
+            "name": MAJORITY,
             "baseline": True,
             "metrics": metrics(truth, constant, scored, np.zeros(len(items), bool), **draw),
         },

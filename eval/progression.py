@@ -21,7 +21,7 @@ from data.findings_lexicon import FIVE
 from data.records import PROGRESSIONS, image_paths
 from eval import ms_cxr_t, phantom_items
 from eval.benchmarks import choose, measure
-from eval.items import Benchmark, Item
+from eval.items import MAJORITY, Benchmark, Item
 
 NAMES = ("ms-cxr-t-progression", "phantom-progression")
 MS_CXR_T_OPTIONS = {
@@ -92,7 +92,7 @@ def load(name: str, root: Path, *, seed: int = 0, limit: int | None = None, opti
         "majority_class": "most frequent label of each finding among the scored ones",
         **chosen,
     }
-    return Benchmark(name, "generate", tuple(items), fingerprint, protocol, tuple(notes))
+    return Benchmark(name, "generate", tuple(items), fingerprint, protocol, tuple(notes), (MAJORITY,))
 
 
 def _ms_cxr_t_pairs(name: str, root: Path, options: dict) -> tuple[list, dict, list[str], dict]:
@@ -183,7 +183,7 @@ def score(benchmark: Benchmark, answers: Sequence[dict], *, seed: int, resamples
     draw = {"patients": [item.patient for item in items], "seed": seed, "resamples": resamples}
     rows = [
         {"name": "student", "metrics": metrics(finding, truth, said, **draw)},
-        {"name": "majority class", "baseline": True, "metrics": metrics(finding, truth, constant, **draw)},
+        {"name": MAJORITY, "baseline": True, "metrics": metrics(finding, truth, constant, **draw)},
     ]
     per_item = [
         {

@@ -33,6 +33,7 @@ from eval.items import Benchmark, Item
 NAMES = ("mimic-report-r2gen", "mimic-report-findings", "phantom-reports")
 PROMPT = "Write the findings section of the radiology report of this chest X-ray."
 # The baseline that looks at no film; the same words everywhere, so that tables can be compared.
+CONSTANT_ROW = "constant normal report"
 CONSTANT = (
     "The heart is normal in size. The mediastinal contours are normal. The lungs are clear. There is no pleural "
     "effusion or pneumothorax."
@@ -122,7 +123,7 @@ def load(name: str, root: Path, *, seed: int = 0, limit: int | None = None, opti
         "clinical": list(asked),
         "constant_report": CONSTANT,
     }
-    return Benchmark(name, "generate", tuple(items), fingerprint, protocol, tuple(notes))
+    return Benchmark(name, "generate", tuple(items), fingerprint, protocol, tuple(notes), (CONSTANT_ROW,))
 
 
 def _r2gen_films(root: Path, chosen: dict) -> tuple[list[Film], dict, list[str], frozenset]:
@@ -295,7 +296,7 @@ def score(benchmark: Benchmark, answers: Sequence[dict], *, seed: int, resamples
     references = [item.truth["reference"] for item in items]
     rows, per_item = [], []
     with text_metrics.meteor_program() if with_meteor else nullcontext() as meteor:
-        for name, texts in (("student", raw), ("constant normal report", [CONSTANT] * len(items))):
+        for name, texts in (("student", raw), (CONSTANT_ROW, [CONSTANT] * len(items))):
             counts = text_metrics.count(references, [clean(text) for text in texts], meteor)
             lengths = _lengths(items, texts)
             metrics = measure(

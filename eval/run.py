@@ -306,8 +306,7 @@ def load(args: argparse.Namespace) -> tuple[Checkpoint | None, Loaded]:
         module = benchmarks.module_of(name)
         one = module.load(name, roots[name], seed=args.seed, limit=args.limit, options=options[name])
         check_items(one)
-        if one.protocol.get("teachers") == "yes":
-            phantom.refuse_taken([args.name], one.items[0].truth["teachers"])
+        phantom.refuse_taken([args.name], one.others)
         one = asking.with_films(one, args.missing_films == "drop") if checkpoint else one
         # Overlapping items are asked too and left out of the scores: the answers then serve both.
         kept = training_set.checked(one, files, unknown, excluded=args.exclude_overlap)

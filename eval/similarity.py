@@ -13,7 +13,7 @@ import numpy as np
 from data.errors import UserError
 from eval import ms_cxr_t, statistics
 from eval.benchmarks import choose, measure
-from eval.items import Benchmark, Item
+from eval.items import MAJORITY, Benchmark, Item
 from eval.yesno import low_mass_note
 
 NAMES = ("ms-cxr-t-similarity",)
@@ -46,7 +46,7 @@ def load(name: str, root: Path, *, seed: int = 0, limit: int | None = None, opti
         "majority_class": "more frequent category among the scored pairs",
     }
     notes = ("the table names no patient: resampled by pair of sentences, and pairs of one patient are taken as apart",)
-    return Benchmark(name, "yesno", tuple(items), fingerprint, protocol, notes)
+    return Benchmark(name, "yesno", tuple(items), fingerprint, protocol, notes, (MAJORITY,))
 
 
 def score(benchmark: Benchmark, answers: Sequence[dict], *, seed: int, resamples: int) -> dict:
@@ -62,7 +62,7 @@ def score(benchmark: Benchmark, answers: Sequence[dict], *, seed: int, resamples
         subsets["all"] = np.ones(len(items), bool)
     draw = {"seed": seed, "resamples": resamples}
     patients = [item.patient for item in items]
-    scores = {"student": p_yes, "majority class": np.full(len(items), float(majority))}
+    scores = {"student": p_yes, MAJORITY: np.full(len(items), float(majority))}
     rows = []
     for name, values in scores.items():
         row = {"name": name, "metrics": metrics(truth, values, subsets, patients, **draw)}

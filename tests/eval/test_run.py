@@ -17,10 +17,10 @@ from data.errors import UserError
 from data.files import sha256_file
 from data.phantom import cohort
 from data.records import read_studies, write_studies
-from eval import asking, phantom, run, yesno
+from eval import asking, benchmarks, phantom, run, yesno
 from tests.data import mimic_tree
 from tests.eval import ms_cxr_t_tree as tree
-from tests.eval.cases import finding, report, study
+from tests.eval.cases import finding, report, study, trajectory
 
 ROOT = Path(__file__).parents[2]
 
@@ -265,7 +265,26 @@ def test_scores_of_sentence_pairs(tmp_path):
     one = results_of(tmp_path / "out")["benchmarks"]["ms-cxr-t-similarity"]
     assert one["kind"] == "yesno" and any("the questions have no films" in note for note in one["notes"])
     assert {row["name"] for row in one["rows"]} == {"checkpoint", "majority class"}
+    with pytest.raises(UserError, match="the name majority class is"):
+        call(root, tmp_path / "n", "--predictions", path, "--name", "majority class", names=("ms-cxr-t-similarity",))
     assert "effusion" not in "".join(p.read_text() for p in (tmp_path / "out").rglob("*.json*")).lower()
+
+
+def test_names_of_other_rows_are_known_before_they_are_made_and_refused(films, tmp_path):
+    names = ("phantom-presence", "phantom-progression", "phantom-reports", "phantom-held-out")
+    file = films / "studies.jsonl"
+    more = {"report": "FINDINGS: The lungs are clear.", "trajectories": [trajectory("A", "No edema is seen.")]}
+    write_studies(file, [one | more for one in read_studies(file)])
+    call(films, tmp_path / "out", "ckpt", *("--set", "phantom-reports:meteor=no"), names=names)
+    made = results_of(tmp_path / "out")["benchmarks"]
+    FakeStudent.asked = []
+    for name in names:
+        benchmark = benchmarks.module_of(name).load(name, films, seed=0, limit=None, options={})
+        rows = [row["name"] for row in made[name]["rows"] if row.get("baseline")]
+        assert rows and set(rows) <= set(benchmark.others)
+        with pytest.raises(UserError, match=f"^the name {rows[-1].upper()} is that of a teacher or another row"):
+            call(films, tmp_path / "new", "ckpt", "--name", rows[-1].upper(), names=(name,))
+    assert not FakeStudent.asked and not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
