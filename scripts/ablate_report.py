@@ -23,6 +23,7 @@ from scripts.ablation_figures import figures
 from scripts.ablation_rows import GROUPS, Row, Sizes, read_rows
 from scripts.ablation_tables import (
     REFERENCE,
+    REFERENCES,
     SEEDS,
     TEACHER,
     Block,
@@ -33,7 +34,7 @@ from scripts.ablation_tables import (
     by_seed,
     compare,
     mean_of,
-    starts_elsewhere,
+    own_reference,
 )
 from scripts.plan import ROOT
 
@@ -43,8 +44,8 @@ BEGIN, END = "<!-- ablation:begin (python -m scripts.ablate_report) -->", "<!-- 
 SUPERVISED = ("sft_consensus_flops", "sft_consensus_flops_best", "two_rounds_sft")
 ANEW = "°"
 ANEW_MEANS = (
-    f"In some seed from another training of Learn than `{REFERENCE}` of that seed (same films, teachers and settings; "
-    "another machine or number of processes): the difference contains both."
+    f"In some seed from another training of Learn than {' and '.join(f'`{name}`' for name in REFERENCES)} of that seed "
+    "(same films, teachers and settings; another machine or number of processes): the difference contains both."
 )
 NOTHING = "The ledger holds no run yet: `bash scripts/ablate.sh` fills it."
 
@@ -144,16 +145,16 @@ def ordered(block: Block, rows: dict[str, Row]) -> list[str]:
 def main_table(block: Block, rows: dict[str, Row]) -> list[str]:
     names = ordered(block, rows)
     fixed = baselines(block)
-    reference = by_seed(block.lines.get(REFERENCE, {}), "mean_accuracy")
-    to_reference = compare(block, names, reference, skip=REFERENCE)
-    to_teacher = compare(block, names, fixed.get(TEACHER, {}))
+    references = {name: own_reference(block, name) for name in names if name != REFERENCE}
+    to_reference = compare(block, {name: reference for name, (reference, _) in references.items()})
+    to_teacher = compare(block, dict.fromkeys(names, fixed.get(TEACHER, {})))
     out = [
         table_line(["row", "what", "accuracy %", f"minus {REFERENCE}", f"minus {TEACHER}", "s"]),
         table_line(["---", "---", "---:", "---:", "---:", "---:"]),
     ]
     for name, values in fixed.items():
         out.append(table_line([name, "", percent(mean_of(values)), "", "", ""]))
-    anew = {name for name in names if starts_elsewhere(block, name)}
+    anew = {name for name, (_, elsewhere) in references.items() if elsewhere}
     for name in names:
         lines = block.lines[name]
         seconds = mean_of({seed: line["seconds"] for seed, line in lines.items()})
@@ -174,7 +175,8 @@ def supervised_table(block: Block, rows: dict[str, Row]) -> list[str]:
     """Rows that share enough seeds for a test with a row of SUPERVISED, against those; [] without any."""
     names, columns = ordered(block, rows), {}
     for base in SUPERVISED:
-        found = compare(block, names, by_seed(block.lines.get(base, {}), "mean_accuracy"), skip=base)
+        other = by_seed(block.lines.get(base, {}), "mean_accuracy")
+        found = compare(block, {name: other for name in names if name != base})
         tested = {name: against(one) for name, one in found.items() if one.p is not None}
         if tested:
             columns[base] = tested

@@ -1,7 +1,7 @@
 """The numbers of the ablation ledger by world and row: means over seeds, t intervals, paired tests. Pure functions."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from scripts.ablation_rows import Row, Sizes, digest, resolved
 SEEDS = 5  # what a row is meant to have; one with fewer says its n
 LEAST = 3  # below that a t interval is wider than the scale, and a test only makes those of other rows stricter
 REFERENCE = "pl_nll"
+REFERENCES = (REFERENCE, "pl_nll_again")  # the second: the same settings from another training of Learn
 TEACHER = "best teacher"
 
 Line = dict[str, Any]
@@ -112,19 +113,32 @@ def baselines(block: Block) -> dict[str, BySeed]:
     return {name: values for name, values in found.items() if values}
 
 
-def starts_elsewhere(block: Block, name: str) -> bool:
-    """Whether a row that should start where REFERENCE does began, in some seed, from another training of Learn.
+def start_known_equal(line: Line, other: Line) -> bool | None:
+    """Whether two lines started from the same training of Learn; None where a line is of before "start" stood in it."""
+    return line["start"] == other["start"] if "start" in line and "start" in other else None
 
-    Lines of before "start" stood in them are told apart by their number of training processes.
+
+def own_reference(block: Block, name: str) -> tuple[BySeed, bool]:
+    """(accuracy by seed of what row `name` is held against, whether in some seed that began from another Learn).
+
+    It is the one of REFERENCES that started from the same training of Learn; lines of before "start" stood in them are
+    told apart by their number of training processes. Without one it is REFERENCE, and the difference contains both
+    trainings.
     """
+    found, elsewhere = {}, False
     for seed, line in block.lines[name].items():
-        other = block.lines.get(REFERENCE, {}).get(seed)
-        if other is None or line["after"] or line["resolved"]["student"] or line["resolved"]["launcher"] == "none":
+        others = [block.lines[one][seed] for one in REFERENCES if one != name and seed in block.lines.get(one, {})]
+        if not others:
             continue
-        key = "start" if "start" in line and "start" in other else "ranks"
-        if line.get(key) != other.get(key):
-            return True
-    return False
+        free = line["after"] or line["resolved"]["student"] or line["resolved"]["launcher"] == "none"
+        known = [one for one in others if start_known_equal(line, one)]
+        guessed = [
+            one for one in others if start_known_equal(line, one) is None and one.get("ranks") == line.get("ranks")
+        ]
+        alike = others[:1] if free else known or guessed
+        elsewhere = elsewhere or not alike
+        found |= by_seed({seed: (alike or others)[0]}, "mean_accuracy")
+    return found, elsewhere
 
 
 class Comparison(NamedTuple):
@@ -135,8 +149,8 @@ class Comparison(NamedTuple):
     adjusted: float | None
 
 
-def compare(block: Block, names: Sequence[str], other: BySeed, *, skip: str | None = None) -> dict[str, Comparison]:
-    """Every row's accuracy against `other`; Holm over the rows that have a p."""
-    results = {name: paired(by_seed(block.lines[name], "mean_accuracy"), other) for name in names if name != skip}
+def compare(block: Block, others: Mapping[str, BySeed]) -> dict[str, Comparison]:
+    """The accuracy of every row of `others` against what it has there; Holm over the rows that have a p."""
+    results = {name: paired(by_seed(block.lines[name], "mean_accuracy"), other) for name, other in others.items()}
     adjusted = holm({name: p for name, (_, p) in results.items()})
     return {name: Comparison(difference, p, adjusted[name]) for name, (difference, p) in results.items()}

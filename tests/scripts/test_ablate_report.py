@@ -96,7 +96,7 @@ def test_baselines_are_what_no_row_trains():
 def test_holm_over_the_rows_of_a_block():
     (block,), _ = blocks([*LEDGER, *five("pl_length", [0.91, 0.92, 0.95, 0.92, 0.92])], ROWS)
     reference = {seed: one["metrics"]["mean_accuracy"] for seed, one in block.lines["pl_nll"].items()}
-    found = compare(block, list(block.lines), reference, skip="pl_nll")
+    found = compare(block, {name: reference for name in block.lines if name != "pl_nll"})
     tested = {name: one for name, one in found.items() if one.p is not None}
     assert set(found) == {"pl", "learn", "n3", "pl_length"} and found["n3"].p is None
     smallest = min(tested, key=lambda name: tested[name].p)
@@ -217,5 +217,11 @@ def test_a_row_from_another_training_of_learn_is_marked(tmp_path):
     assert "| `pl`° |" in other and f"\n\n{ANEW} {ANEW_MEANS}\n" in other
     del same["start"]
     assert "`pl`°" in document(tmp_path / "unknown", [reference, same])
+    again = line("pl_nll_again", 0, 0.85) | {"ranks": 1, "start": "b"}
+    both = document(tmp_path / "both", [reference, again, same | {"start": "b"}])
+    assert "| `pl` |" in both and "| -5.0 (no test) |" in both, "held against what started where it did"
+    assert "| `pl_nll_again`° |" in both, "what retraining moves"
+    first = document(tmp_path / "first", [again, reference, same | {"start": "a"}])
+    assert "| -10.0 (no test) |" in first, "and against pl_nll where that did"
     second = line("two_rounds", 0, 0.9) | {"after": ["pl_nll"], "ranks": 1}
     assert "`two_rounds`°" not in document(tmp_path / "second", [reference, second])
