@@ -7,7 +7,7 @@
 #   --seed N    one seed for films, teachers, student and training (default: 0)
 #   --smoke     a few films and steps, to see that every stage runs; its numbers mean nothing
 #
-# 12 to 16 minutes on two CPU cores after installation. Run it again and finished stages are recognised, not repeated,
+# 12 to 27 minutes on two CPU cores after installation. Run it again and finished stages are recognised, not repeated,
 # and an interrupted one goes on; with another seed or an edited config, the stages that depend on it run anew. The
 # launchers of stages 3 to 5 are those that train a 7B student on GPUs: only the config and the paths differ (README.md).
 #
