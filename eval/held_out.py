@@ -27,8 +27,8 @@ from data.findings import LABELS, SIDELESS, is_refusal
 from data.records import SPLITS, image_paths, read_studies, root_of
 from eval import presence
 from eval.benchmarks import choose, measure
-from eval.items import MAJORITY, Benchmark, Item
-from eval.phantom import CONSENSUS, consensus_texts, majority_reading, split_of, teacher_texts
+from eval.items import CONSENSUS, MAJORITY, Benchmark, Item
+from eval.phantom import consensus_texts, majority_reading, split_of, teacher_texts
 
 NAMES = ("cxr-max-held-out", "phantom-held-out")
 OPTIONS = {

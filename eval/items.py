@@ -7,6 +7,7 @@ A benchmark module has `load(name, root, *, seed, limit, options) -> Benchmark` 
 from dataclasses import dataclass
 
 MAJORITY = "majority class"  # the row of always giving the commonest answer
+CONSENSUS = "consensus"  # the row of the texts that Compare wrote
 
 
 @dataclass(frozen=True)

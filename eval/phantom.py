@@ -26,14 +26,13 @@ from data.files import StrPath, sha256_file, write_atomic
 from data.findings import LABELS
 from data.records import SPLITS, read_studies
 from eval import presence
-from eval.items import MAJORITY
+from eval.items import CONSENSUS, MAJORITY
 from eval.predict import read_answers
 from eval.presence import FIVE
 from eval.statistics import interval, patient_draws
 
 SCHEMA = 1
 STAGES = ("learn", "critique")
-CONSENSUS = "consensus"
 PACKAGES = ("torch", "torchvision", "transformers", "ms-swift", "trl", "peft", "datasets", "numpy", "scikit-learn")
 # Statuses whose text is an answer. "truncated" is read as far as it goes, like a student's cut-off answer.
 ANSWERED = ("ok", "truncated")

@@ -32,8 +32,8 @@ from eval.items import Benchmark, Item
 
 NAMES = ("mimic-report-r2gen", "mimic-report-findings", "phantom-reports")
 PROMPT = "Write the findings section of the radiology report of this chest X-ray."
-# The baseline that looks at no film; the same words everywhere, so that tables can be compared.
 CONSTANT_ROW = "constant normal report"
+# The baseline that looks at no film; the same words everywhere, so that tables can be compared.
 CONSTANT = (
     "The heart is normal in size. The mediastinal contours are normal. The lungs are clear. There is no pleural "
     "effusion or pneumothorax."

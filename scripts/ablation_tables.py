@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from eval.items import MAJORITY
 from eval.statistics import holm
 from scripts.ablation_rows import Row, Sizes, digest, resolved
 
@@ -95,14 +97,14 @@ def paired(a: BySeed, b: BySeed) -> tuple[Mean | None, float | None]:
 
 def baselines(block: Block) -> dict[str, BySeed]:
     """What no row trains, by seed: best teacher, each teacher, majority class, each consensus, on the same films."""
-    found: dict[str, BySeed] = {TEACHER: {}, "majority class": {}}
+    found: dict[str, BySeed] = {TEACHER: {}, MAJORITY: {}}
     for by_row in block.lines.values():
         for seed, line in by_row.items():
             metrics = line["metrics"]
             if metrics.get("best_teacher") is not None:
                 found[TEACHER][seed] = metrics["best_teacher"]
             if metrics.get("majority_class") is not None:
-                found["majority class"][seed] = metrics["majority_class"]
+                found[MAJORITY][seed] = metrics["majority_class"]
             if line["after"]:
                 continue  # its teachers and consensus have another voice among them
             for name, value in (metrics.get("teachers") or {}).items():
@@ -113,17 +115,21 @@ def baselines(block: Block) -> dict[str, BySeed]:
     return {name: values for name, values in found.items() if values}
 
 
-def start_known_equal(line: Line, other: Line) -> bool | None:
-    """Whether two lines started from the same training of Learn; None where a line is of before "start" stood in it."""
-    return line["start"] == other["start"] if "start" in line and "start" in other else None
+def same_start(line: Line, other: Line) -> int:
+    """Did two lines start from the same training of Learn? 2 yes, 0 no, 1 perhaps.
+
+    Lines of before "start" stood in them are told apart by their number of training processes alone.
+    """
+    if "start" in line and "start" in other:
+        return 2 * (line["start"] == other["start"])
+    return int(line.get("ranks") == other.get("ranks"))
 
 
 def own_reference(block: Block, name: str) -> tuple[BySeed, bool]:
     """(accuracy by seed of what row `name` is held against, whether in some seed that began from another Learn).
 
-    It is the one of REFERENCES that started from the same training of Learn; lines of before "start" stood in them are
-    told apart by their number of training processes. Without one it is REFERENCE, and the difference contains both
-    trainings.
+    It is the one of REFERENCES that started from the same training of Learn. Without one it is REFERENCE, and the
+    difference contains both trainings.
     """
     found, elsewhere = {}, False
     for seed, line in block.lines[name].items():
@@ -131,13 +137,9 @@ def own_reference(block: Block, name: str) -> tuple[BySeed, bool]:
         if not others:
             continue
         free = line["after"] or line["resolved"]["student"] or line["resolved"]["launcher"] == "none"
-        known = [one for one in others if start_known_equal(line, one)]
-        guessed = [
-            one for one in others if start_known_equal(line, one) is None and one.get("ranks") == line.get("ranks")
-        ]
-        alike = others[:1] if free else known or guessed
-        elsewhere = elsewhere or not alike
-        found |= by_seed({seed: (alike or others)[0]}, "mean_accuracy")
+        closest = others[0] if free else max(others, key=partial(same_start, line))  # the first of equals
+        elsewhere = elsewhere or not (free or same_start(line, closest))
+        found |= by_seed({seed: closest}, "mean_accuracy")
     return found, elsewhere
 
 
