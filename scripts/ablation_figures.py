@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scripts.ablation_rows import GROUPS, Row
-from scripts.ablation_tables import REFERENCE, TEACHER, Block, baselines, by_seed, dig, mean_of
+from scripts.ablation_tables import REFERENCES, TEACHER, Block, baselines, by_seed, dig, mean_of
 
 CURVES = (
     *("pl", "pl_nll", "dpo_seven_pairs", "dpo_seven_pairs_nll", "pl_length"),
@@ -109,18 +109,19 @@ def displacement(block: Block, rows: dict[str, Row]) -> str | None:
 
 
 def sweep_points(block: Block, rows: dict[str, Row], group: str) -> list[tuple[float, list[float]]]:
-    """(value, accuracies by seed) of a sweep, pl_nll among them at its own value; [] without rows of the sweep."""
+    """(value, accuracies by seed) of a sweep, REFERENCES among them at their value; [] without rows of the sweep."""
     found = [
         (float(rows[name].value), list(by_seed(lines, "mean_accuracy").values()))
         for name, lines in block.lines.items()
         if rows[name].group == group and rows[name].value is not None
     ]
-    middle = block.lines.get(REFERENCE)
+    middle = [line for name in REFERENCES for line in block.lines.get(name, {}).values()]
     if found and middle:
         path = SWEEPS[group][2]
-        value = TEACHERS if path is None else dig(next(iter(middle.values()))["resolved"], *path)
+        value = TEACHERS if path is None else dig(middle[0]["resolved"], *path)
         if value is not None:
-            found.append((float(value), list(by_seed(middle, "mean_accuracy").values())))
+            # Both trainings: rows of the sweep started from either.
+            found.append((float(value), list(by_seed(dict(enumerate(middle)), "mean_accuracy").values())))
     return sorted(found)
 
 

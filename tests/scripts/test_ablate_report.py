@@ -181,6 +181,8 @@ def test_a_sweep_takes_the_reference_at_its_own_value():
     (block,), _ = blocks(lines, ROWS)
     assert [(value, len(found)) for value, found in sweep_points(block, ROWS, "beta")] == [(0.1, 5), (0.3, 2)]
     assert [value for value, _ in sweep_points(block, ROWS, "N")] == [3.0, 7.0]
+    (again,), _ = blocks([*lines, *five("pl_nll_again", [0.8] * 5)], ROWS)
+    assert [(value, len(found)) for value, found in sweep_points(again, ROWS, "beta")] == [(0.1, 10), (0.3, 2)]
     assert sweep_points(block, ROWS, "learning rate") == []
     assert ("published", "phantom_published_sweeps.svg") in figures([block], ROWS)
 
