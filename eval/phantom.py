@@ -2,15 +2,17 @@
 
     python -m eval.phantom --studies COMPARED.jsonl --predictions learn=FILE --predictions critique=FILE --out FILE.json
 
-Rows of results.json: `name`, `kind` (teacher | baseline | consensus | student), `stage` for students called learn or
-critique, `n`, the metrics of `eval.presence` by finding, and a 95 % bootstrap interval by patient of the mean accuracy.
-A teacher's refused, filtered, empty or missing trajectory is a malformed answer; so is a missing consensus. The
-majority class is taken from the studies of split "train", never from the films that are scored. Studies without
-`findings` are left out of the score; a note counts them. --check ends before the predictions are read.
+Rows of results.json: `name`, `kind` (teacher | baseline | consensus | student), `stage` for students called after one,
+`n`, the metrics of `eval.presence` by finding, and a 95 % bootstrap interval by patient of the mean accuracy. A
+teacher's refused, filtered, empty or missing trajectory is a malformed answer; so is a missing consensus. The majority
+class is taken from the studies of split "train", never from the films that are scored. Studies without `findings` are
+left out of the score; a note counts them. --consensus NAME=FILE is a row for the consensus of another round of the same
+films. --check ends before predictions and other rounds are read.
 """
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -32,7 +34,7 @@ from eval.presence import FIVE
 from eval.statistics import interval, patient_draws
 
 SCHEMA = 1
-STAGES = ("learn", "critique")
+STAGES = ("learn", "critique", "second round")  # each is compared with the one before
 PACKAGES = ("torch", "torchvision", "transformers", "ms-swift", "trl", "peft", "datasets", "numpy", "scikit-learn")
 # Statuses whose text is an answer. "truncated" is read as far as it goes, like a student's cut-off answer.
 ANSWERED = ("ok", "truncated")
@@ -65,6 +67,18 @@ def consensus_texts(studies: Sequence[dict]) -> list[str | None] | None:
     return texts if any(texts) else None
 
 
+def read_consensus(path: StrPath, studies: Sequence[dict]) -> list[str | None]:
+    """The consensus of another study file in the order of `studies`; UserError where it lacks one of them."""
+    texts = {s["id"]: (s.get("consensus") or {}).get("text") for s in read_studies(path)}
+    absent = [s["id"] for s in studies if s["id"] not in texts]
+    if absent:
+        raise UserError(
+            f"{path}: {len(absent)} of the {len(studies)} studies that are scored are not there, as {absent[0]!r}; "
+            "name the file of another round of the same films"
+        )
+    return [texts[s["id"]] for s in studies]
+
+
 def read_predictions(path, studies: Sequence[dict]) -> list[str]:
     """Answers in the order of `studies`; UserError as `eval.predict.read_answers` raises it."""
     return [row["text"] for row in read_answers(path, [s["id"] for s in studies])]
@@ -82,6 +96,7 @@ def evaluate(
     predictions: dict[str, Sequence[str]],
     *,
     train: Sequence[dict] = (),
+    rounds: dict[str, Sequence[str | None]] | None = None,
     seed: int = 0,
     resamples: int = 1000,
     uncertain: str = "present",
@@ -90,8 +105,9 @@ def evaluate(
 
     Args:
         studies: the scored studies (with `findings`), all of one split.
-        predictions: student name -> one text a study, in the order of `studies`; "learn" and "critique" are stages.
+        predictions: student name -> one text a study, in the order of `studies`; those of STAGES are stages.
         train: studies that the majority class is counted on; without any, that row is left out and a note says so.
+        rounds: name -> the consensus of another round, one text a study, None where it has none.
 
     Returns {"rows": [...], "comparisons": [...], "notes": [...]}.
     """
@@ -124,6 +140,7 @@ def evaluate(
         notes.append("no consensus row: the studies carry no consensus")
     else:
         rows.append(text_row(CONSENSUS, "consensus", consensus))
+    rows += [text_row(f"{CONSENSUS}, {name}", "consensus", texts) for name, texts in (rounds or {}).items()]
     for name, texts in predictions.items():
         stage = {"stage": name} if name in STAGES else {}
         rows.append(text_row(f"student, {name}" if stage else name, "student", texts, **stage))
@@ -133,8 +150,7 @@ def evaluate(
         r["beats_all_teachers"] = None if best is None else r["mean_accuracy"] > best["mean_accuracy"]
     pairs = []
     names = {r.get("stage"): r["name"] for r in rows if r["kind"] == "student"}
-    if all(stage in names for stage in STAGES):
-        pairs.append((names["critique"], names["learn"]))
+    pairs += [(names[b], names[a]) for a, b in itertools.pairwise(STAGES) if a in names and b in names]
     if best:
         pairs += [(r["name"], best["name"]) for r in rows if r["kind"] in ("consensus", "student")]
     comparisons = []
@@ -210,15 +226,15 @@ def percent(value: float | None) -> str:
     return "n/a" if value is None else f"{100 * value:.1f}"
 
 
-def named_files(values: Sequence[str]) -> dict[str, Path]:
+def named_files(values: Sequence[str], flag: str = "--predictions") -> dict[str, Path]:
     """["learn=FILE", ...] -> {"learn": Path}; UserError for anything else, and for a name given twice."""
     files: dict[str, Path] = {}
     for value in values:
         name, equals, path = value.partition("=")
         if not (name and equals and path):
-            raise UserError(f"--predictions {value}: write NAME=FILE, as in learn=runs/quickstart/evaluate/learn.jsonl")
+            raise UserError(f"{flag} {value}: write NAME=FILE, as in learn=runs/quickstart/evaluate/learn.jsonl")
         if name in files:
-            raise UserError(f"--predictions {value}: the name {name} is given twice")
+            raise UserError(f"{flag} {value}: the name {name} is given twice")
         files[name] = Path(path)
     return files
 
@@ -270,6 +286,9 @@ def main(argv=None) -> None:
     parser.add_argument(
         "--predictions", action="append", default=[], metavar="NAME=FILE", help="output of eval.predict"
     )
+    parser.add_argument(
+        "--consensus", action="append", default=[], metavar="NAME=FILE", help="study file of another round"
+    )
     parser.add_argument("--out", required=True, help="results.json to write")
     parser.add_argument("--table", help="also write the printed table to this file")
     parser.add_argument("--split", choices=SPLITS, default="test", help="the split to score (default: test)")
@@ -283,7 +302,7 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     refuse_below_one(args, "resamples", "limit")
     refuse_negative(args, "seed")
-    files = named_files(args.predictions)
+    files, others = named_files(args.predictions), named_files(args.consensus, "--consensus")
     everything = list(read_studies(args.studies))
     studies = split_of(everything, args.split, args.studies, "check --split and --studies")[: args.limit]
     scorable, left_out = with_findings(studies, args.split, args.studies)
@@ -296,9 +315,9 @@ def main(argv=None) -> None:
     known = [s.get("findings") is not None for s in studies]
     predictions = {name: list(compress(read_predictions(path, studies), known)) for name, path in files.items()}
     train = [s for s in everything if s.get("split") == "train"]
-    scored = evaluate(
-        scorable, predictions, train=train, seed=args.seed, resamples=args.resamples, uncertain=args.uncertain
-    )
+    rounds = {name: read_consensus(path, scorable) for name, path in others.items()}
+    draws = {"seed": args.seed, "resamples": args.resamples}
+    scored = evaluate(scorable, predictions, train=train, rounds=rounds, uncertain=args.uncertain, **draws)
     scored["notes"] += left_out
     results = {
         "schema": SCHEMA,

@@ -2,7 +2,8 @@
 
     python -m eval.report --results results.json --studies COMPARED.jsonl --image-root DIR \\
         --predictions learn=FILE --predictions critique=FILE \\
-        --learn-log DIR/logging.jsonl --critique-log DIR/logging.jsonl --out report.html
+        --learn-log DIR/logging.jsonl --critique-log DIR/logging.jsonl [--second-log DIR/logging.jsonl] \\
+        --out report.html
 
 Nothing is loaded from elsewhere: films are embedded, charts are inline SVG, and every text is escaped.
 """
@@ -22,14 +23,16 @@ from eval import charts, phantom, presence
 from eval.presence import FIVE
 
 FILM_SIDE = 448  # pixels; larger films are shrunk for the page
+CRITIQUE_CURVES = [
+    ("APO loss", ("loss", "eval_loss")),
+    ("Rewards", ("rewards/chosen", "rewards/rejected")),
+    ("Reward margin", ("rewards/margins",)),
+    ("Chosen beats all negatives", ("rewards/accuracies",)),
+]
 CURVES = {
     "learn": [("Loss", ("loss", "eval_loss"))],
-    "critique": [
-        ("APO loss", ("loss", "eval_loss")),
-        ("Rewards", ("rewards/chosen", "rewards/rejected")),
-        ("Reward margin", ("rewards/margins",)),
-        ("Chosen beats all negatives", ("rewards/accuracies",)),
-    ],
+    "critique": CRITIQUE_CURVES,
+    "second round": CRITIQUE_CURVES,
 }
 
 
@@ -108,21 +111,18 @@ def sample_view(study: dict, root: str, students: dict[str, str]) -> dict:
     return {"id": study["id"], "films": films, "truth": listed, "voices": voices}
 
 
-def render(results: dict, samples: Sequence[dict], learn_log: Sequence[dict], critique_log: Sequence[dict]) -> str:
-    """The page as HTML text."""
+def render(results: dict, samples: Sequence[dict], logs: dict[str, Sequence[dict]]) -> str:
+    """The page as HTML text; `logs` are the rows of a training log by stage, of CURVES."""
     env = pages.environment(Path(__file__).parent)
     env.filters["percent"] = phantom.percent
     # Depth of colour in the accuracy map: none at 30 %, full at 100 %; kept light enough to read the number on.
     env.globals["shade"] = lambda accuracy: round(min(max((accuracy - 0.3) / 0.7, 0), 1) * 75)
-    students = {r.get("stage"): r for r in results["rows"] if r["kind"] == "student"}
     return env.get_template("report_page.html").render(
         results=results,
         five=FIVE,
         samples=samples,
-        students=students,
         teachers=[r for r in results["rows"] if r["kind"] == "teacher"],
-        learn_curves=curves("learn", learn_log),
-        critique_curves=curves("critique", critique_log),
+        curves=[chart for stage, rows in logs.items() for chart in curves(stage, rows)],
         others=sorted({label for r in results["rows"] for label in r["other_findings"]}),
     )
 
@@ -146,6 +146,7 @@ def main(argv=None) -> None:
     parser.add_argument("--predictions", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--learn-log", help="logging.jsonl of the learn stage")
     parser.add_argument("--critique-log", help="logging.jsonl of the critique stage")
+    parser.add_argument("--second-log", help="logging.jsonl of a second critique stage, where there was one")
     parser.add_argument("--samples", type=int, default=6, help="films to show (default: 6)")
     parser.add_argument("--out", required=True, help="report.html to write")
     args = parser.parse_args(argv)
@@ -160,7 +161,9 @@ def main(argv=None) -> None:
         sample_view(s, root, {name: answers[at[s["id"]]] for name, answers in texts.items()})
         for s in pick_samples([s for s in studies if s.get("findings") is not None], args.samples)
     ]
-    write_atomic(args.out, render(results, views, read_log(args.learn_log), read_log(args.critique_log)))
+    logs = {"learn": args.learn_log, "critique": args.critique_log}
+    logs |= {"second round": args.second_log} if args.second_log else {}
+    write_atomic(args.out, render(results, views, {stage: read_log(path) for stage, path in logs.items()}))
     print(f"written: {args.out}")
 
 

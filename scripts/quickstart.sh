@@ -1,23 +1,26 @@
 #!/usr/bin/env bash
 # The whole method on simulated films, on a laptop: seven drifting teachers in, an evaluated student out.
 #
-#   bash scripts/quickstart.sh [--out DIR] [--seed N] [--smoke]
+#   bash scripts/quickstart.sh [--out DIR] [--seed N] [--second-round] [--smoke]
 #
-#   --out DIR   where everything goes (default: runs/quickstart; with --smoke runs/smoke)
-#   --seed N    one seed for films, teachers, student and training (default: 0)
-#   --smoke     a few films and steps, to see that every stage runs; its numbers mean nothing
+#   --out DIR        where everything goes (default: runs/quickstart; with --smoke runs/smoke)
+#   --seed N         one seed for films, teachers, student and training (default: 0)
+#   --second-round   compare and critique once more, the critiqued student as one more voice; also after a run without
+#   --smoke          a few films and steps, to see that every stage runs; its numbers mean nothing
 #
-# 12 to 27 minutes on two CPU cores after installation. Run it again and finished stages are recognised, not repeated,
-# and an interrupted one goes on; with another seed or an edited config, the stages that depend on it run anew. The
-# launchers of stages 3 to 5 are those that train a 7B student on GPUs: only the config and the paths differ (README.md).
+# 12 to 27 minutes on two CPU cores after installation, about half as many more with a second round. Run it again and
+# finished stages are recognised, not repeated, and an interrupted one goes on; with another seed or an edited config, the
+# stages that depend on it run anew. The launchers of stages 3 to 5 are those that train a 7B student on GPUs: only the
+# config and the paths differ (README.md).
 #
 # Research use only. The teachers are noise models with a name, not the products.
 set -euo pipefail
 
-OUT="" SEED=0 SMOKE=""
+OUT="" SEED=0 SECOND="" SMOKE=""
 while [[ $# -gt 0 ]]; do
     case $1 in
         -h | --help) sed -n '2,/^set -euo/p' "$0" | sed '$d; s/^# \{0,1\}//'; exit 0 ;;
+        --second-round) SECOND=1; shift ;;
         --smoke) SMOKE=1; shift ;;
         --out | --seed)
             [[ $# -ge 2 ]] || { echo "error: $1 needs a value" >&2; exit 2; }
@@ -41,10 +44,11 @@ OUT=${OUT:-$PWD/runs/$([[ $SMOKE ]] && echo smoke || echo quickstart)}
 # minutes; 400 held-out films put the 95 % interval of a mean accuracy at about +-2 points. Training lengths, learning
 # rates and batch sizes stand in the two configs.
 FILMS=(--train 1500 --validate 60 --test 400)
-STEPS=()
+STEPS=() HEARD=()
 if [[ $SMOKE ]]; then
     FILMS=(--train 48 --validate 8 --test 24)
     STEPS=(--max_steps 4 --logging_steps 1) # the last step is always saved
+    HEARD=(--allow-unheard)                 # a student of four steps never ends an answer
 fi
 
 # Two training processes, as the 7B student has two GPUs: on two cores that is faster than one process with two threads.
@@ -53,7 +57,9 @@ CORES=$(nproc)
 RANKS=$((CORES > 1 ? 2 : 1))
 export OMP_NUM_THREADS=$((CORES > 1 ? CORES / 2 : 1))
 
-STAGES=(cohort student learn compare critique evaluate report)
+STAGES=(cohort student learn compare critique)
+[[ -z $SECOND ]] || STAGES+=(compare-again critique-again)
+STAGES+=(evaluate report)
 # stage NAME [--keep] [--outputs "..."] -- COMMAND ... [--then COMMAND ...]   once, with a log; see scripts/stages.py
 stage() {
     "$PYTHON" scripts/stages.py --out "$OUT" --chain "${STAGES[*]}" --stage "$@"
@@ -87,14 +93,28 @@ stage compare --keep -- bash scripts/compare.sh "$LEARN" "$OUT/cohort/studies.js
 
 # 5. Critique: APO. The consensus is preferred to all of a film's trajectories at once; the learnt student is the frozen
 #    reference; its log-probs are kept in OUT/reference and computed once, not once an epoch.
-stage critique --keep --outputs "critique reference" -- env NPROC_PER_NODE=$RANKS \
-    bash APO-Qwen2.5.sh configs/apo_phantom.yaml --model "$LEARN" \
-    --model_kwargs "{\"apo_cache_dir\": \"$OUT/reference\"}" \
-    --dataset "$OUT/compare/studies.jsonl" --image_root "$OUT/cohort" --output_dir "$OUT/critique" \
-    --seed "$SEED" --data_seed "$SEED" --resume_from_checkpoint last "${STEPS[@]}"
+# critique STAGE STUDENT STUDIES REFERENCE
+critique() {
+    stage "$1" --keep --outputs "$1 $4" -- env NPROC_PER_NODE=$RANKS \
+        bash APO-Qwen2.5.sh configs/apo_phantom.yaml --model "$2" \
+        --model_kwargs "{\"apo_cache_dir\": \"$OUT/$4\"}" \
+        --dataset "$3" --image_root "$OUT/cohort" --output_dir "$OUT/$1" \
+        --seed "$SEED" --data_seed "$SEED" --resume_from_checkpoint last "${STEPS[@]}"
+}
+critique critique "$LEARN" "$OUT/compare/studies.jsonl" reference
 CRITIQUE=$(newest critique)
 
-# 6. Evaluate: both students answer the held-out films, and everyone is scored on the same films: students, teachers,
+# 5b. A second round: the critiqued student reads every film, and is heard beside the teachers in a new consensus; then it
+#     is critiqued on that, as its own reference. What this gives, over five seeds: docs/evidence.md.
+if [[ $SECOND ]]; then
+    stage compare-again --keep -- bash scripts/second_round.sh "$CRITIQUE" "$OUT/compare/studies.jsonl" \
+        --image-root "$OUT/cohort" --out "$OUT/compare-again" --max-new-tokens 160 --batch-size 50 \
+        --processes "$RANKS" "${HEARD[@]}"
+    critique critique-again "$CRITIQUE" "$OUT/compare-again/compare/studies.jsonl" reference-again
+    AGAIN=$(newest critique-again)
+fi
+
+# 6. Evaluate: the students answer the held-out films, and everyone is scored on the same films: students, teachers,
 #    consensus, and the majority class that never looks at a film. The wordiest teacher writes up to 140 tokens; an answer
 #    that has not ended at 160 is running on, and what it says up to there is scored.
 TEST=(--studies "$OUT/compare/studies.jsonl" --split test)
@@ -103,12 +123,21 @@ ANSWER=(--image-root "$OUT/cohort" --max-new-tokens 160 --batch-size 50)
 # never asked to choose an option or to say yes or no, and its numbers there mean nothing.
 BENCHMARKS=(--benchmark phantom-presence --benchmark phantom-progression --benchmark phantom-zeroshot)
 ANSWERS=(--predictions "learn=$OUT/evaluate/learn.jsonl" --predictions "critique=$OUT/evaluate/critique.jsonl")
+LAST=$CRITIQUE ASK_AGAIN=() AGAIN_CONSENSUS=() AGAIN_LOG=()
+if [[ $SECOND ]]; then
+    LAST=$AGAIN
+    ASK_AGAIN=("$PYTHON" -P -m eval.predict "$AGAIN" "${TEST[@]}" "${ANSWER[@]}" --out "$OUT/evaluate/again.jsonl" --then)
+    ANSWERS+=(--predictions "second round=$OUT/evaluate/again.jsonl")
+    AGAIN_CONSENSUS=(--consensus "second round=$OUT/compare-again/compare/studies.jsonl")
+    AGAIN_LOG=(--second-log "$OUT/critique-again/logging.jsonl")
+fi
 stage evaluate --keep --outputs "evaluate results.json" -- \
     "$PYTHON" -P -m eval.predict "$LEARN" "${TEST[@]}" "${ANSWER[@]}" --out "$OUT/evaluate/learn.jsonl" --then \
     "$PYTHON" -P -m eval.predict "$CRITIQUE" "${TEST[@]}" "${ANSWER[@]}" --out "$OUT/evaluate/critique.jsonl" --then \
-    "$PYTHON" -P -m eval.phantom "${TEST[@]}" "${ANSWERS[@]}" --seed "$SEED" --out "$OUT/results.json" \
-    --table "$OUT/evaluate/table.txt" --then \
-    "$PYTHON" -P -m eval.run "$CRITIQUE" "${BENCHMARKS[@]}" --data-root "$OUT/cohort" --limit 40 \
+    "${ASK_AGAIN[@]}" \
+    "$PYTHON" -P -m eval.phantom "${TEST[@]}" "${ANSWERS[@]}" "${AGAIN_CONSENSUS[@]}" --seed "$SEED" \
+    --out "$OUT/results.json" --table "$OUT/evaluate/table.txt" --then \
+    "$PYTHON" -P -m eval.run "$LAST" "${BENCHMARKS[@]}" --data-root "$OUT/cohort" --limit 40 \
     --out "$OUT/evaluate/benchmarks"
 "$PYTHON" scripts/stages.py --out "$OUT" --seconds-into "$OUT/results.json"
 
@@ -116,7 +145,7 @@ stage evaluate --keep --outputs "evaluate results.json" -- \
 stage report --outputs report.html -- \
     "$PYTHON" -P -m eval.report --results "$OUT/results.json" --studies "$OUT/compare/studies.jsonl" \
     --image-root "$OUT/cohort" "${ANSWERS[@]}" --learn-log "$OUT/learn/logging.jsonl" \
-    --critique-log "$OUT/critique/logging.jsonl" --out "$OUT/report.html"
+    --critique-log "$OUT/critique/logging.jsonl" "${AGAIN_LOG[@]}" --out "$OUT/report.html"
 "$PYTHON" scripts/stages.py --out "$OUT" --seconds-into "$OUT/results.json"
 
 echo

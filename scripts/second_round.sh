@@ -12,6 +12,7 @@
 #   --name NAME        of the student among the teachers           (default: student)
 #   --processes N      answers side by side, one process a GPU     (default: 1)
 #   --backend NAME     transformers or vllm                        (default: transformers)
+#   --allow-unheard    go on, though no answer of the student can be heard and the consensus is the first again
 #   --overwrite        ask the student again, even if there are answers of other settings
 #   --base DIR, --max-new-tokens N, --batch-size N, --device cuda|cpu, --allow-outside   for answers and consensus
 #

@@ -45,6 +45,40 @@ def test_rows_of_everyone_on_the_same_films():
     assert first["mean_accuracy_difference"] == pytest.approx(0.1)
 
 
+def test_a_second_round_is_a_row_with_its_consensus_and_is_compared_with_the_first():
+    _, test = cohort()
+    good = [report(Edema="present"), report(Edema="present"), ALL_CLEAR, ALL_CLEAR]
+    said = {"learn": [ALL_CLEAR] * 4, "second round": good, "critique": [*good[:1], *[ALL_CLEAR] * 3], "other": good}
+    results = phantom.evaluate(test, said, rounds={"second round": [*good[:3], None]})
+    rows = rows_by_name(results)
+    assert rows["student, second round"]["stage"] == "second round" and "stage" not in rows["other"]
+    again = rows["consensus, second round"]
+    assert again["kind"] == "consensus" and again["mean_accuracy"] == pytest.approx(0.75) and again["malformed"] == 1
+    pairs = {(c["a"], c["b"]): c["mean_accuracy_difference"] for c in results["comparisons"]}
+    assert pairs["student, second round", "student, critique"] == pytest.approx(0.05)
+    assert pairs["student, critique", "student, learn"] == pytest.approx(0.05)
+    assert ("student, second round", "student, learn") not in pairs
+    assert list(pairs)[2:] == [
+        (name, "blind")
+        for name in ("consensus", "consensus, second round", "student, learn", "student, second round")
+        + ("student, critique", "other")
+    ]
+
+
+def test_the_consensus_of_another_round_is_matched_by_id_and_must_be_whole(make_file, tmp_path):
+    train, test = cohort()
+    again = [one | {"consensus": {"text": f"No edema. {one['id']}", "strategy": "vote"}} for one in reversed(test)]
+    del again[0]["consensus"]
+    path = make_file(again, "again.jsonl")
+    assert phantom.read_consensus(path, test) == [f"No edema. test-{i}" for i in range(3)] + [None]
+    results = run(make_file, tmp_path, "--consensus", f"second round={path}")
+    assert rows_by_name(results)["consensus, second round"]["malformed"] == 1
+    with pytest.raises(UserError, match=r"again.jsonl: 3 of the 7 studies that are scored are not there, as 'train-0'"):
+        phantom.read_consensus(path, train + test)
+    with pytest.raises(UserError, match="--consensus again.jsonl: write NAME=FILE"):
+        run(make_file, tmp_path, "--consensus", "again.jsonl")
+
+
 def test_majority_class_is_counted_on_the_training_films():
     train, test = cohort()
     results = phantom.evaluate(test, {}, train=train)

@@ -120,3 +120,15 @@ def test_the_whole_story_in_small_and_again(tmp_path):
     again = bash("quickstart.sh", "--smoke", "--seed", "3", "--out", str(out))
     assert again.returncode == 0 and again.stdout.count("not repeated") == 7
     assert (out / "results.json").read_bytes() == before
+    more = bash("quickstart.sh", "--smoke", "--seed", "3", "--out", str(out), "--second-round")
+    assert more.returncode == 0, more.stdout + more.stderr
+    assert more.stdout.count("not repeated") == 5, "what the first round made"
+    results = json.loads((out / "results.json").read_text())
+    assert list(results["seconds"]) == [*STAGES[:5], "compare-again", "critique-again", *STAGES[5:]]
+    kinds = [row["kind"] for row in results["rows"]]
+    assert kinds == ["teacher"] * 7 + ["baseline", *["consensus"] * 2, *["student"] * 3]
+    assert results["rows"][-1]["stage"] == "second round"
+    log = (out / "logs/critique-again.log").read_text(encoding="utf-8")
+    assert f"--model {out}/critique/" in log.split("\n")[0] and f"--dataset {out}/compare-again/" in log.split("\n")[0]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("No curve") == 0 and page.count("(second round)</h3>") == 4

@@ -58,6 +58,9 @@ def test_curves_from_an_ms_swift_log(files, tmp_path):
     assert [row["step"] for row in read] == list(range(1, 10))
     html = make(files, tmp_path, **{"--learn-log": log, "--critique-log": log})
     assert "loss <small>(last 1.1)</small>" in html and "rewards/chosen" in html
+    assert "(second round)" not in html
+    more = make(files, tmp_path, **{"--learn-log": log, "--critique-log": log, "--second-log": log})
+    assert more.count("(second round)</h3>") == 4 == more.count("(critique)</h3>")
     assert html.count("No curve") == 2, "margins and accuracies are not in this log"
 
 

@@ -66,6 +66,11 @@ def test_a_student_that_is_not_heard_is_refused_before_the_consensus(world, tmp_
     assert told[1] == str(tmp_path / "voice/answers.jsonl")
     assert sum(map(int, re.findall(r"\d+", told[2]))) == 12 and "truncated" in told[2]
     assert "--max-new-tokens" in done.stderr and not (tmp_path / "compare").exists()
+    more = bash(student, first, "--out", tmp_path, "--max-new-tokens", 8, "--batch-size", 6, "--processes", 2)
+    assert more.returncode == 2 and "not repeated" in more.stdout, "asked once"
+    words = (student, first, "--out", tmp_path, "--max-new-tokens", 8, "--batch-size", 6, "--processes", 2)
+    done = bash(*words, "--allow-unheard")
+    assert done.returncode == 0 and "answers of student: 0 heard" in done.stdout, done.stdout + done.stderr
     log = (tmp_path / "logs/voice.log").read_text()
     assert "[1/2] 6/6 answers" in log and "[2/2] 6/6 answers" in log
 
