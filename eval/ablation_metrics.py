@@ -1,7 +1,8 @@
 """Every number of one run of the ablation matrix, from what it left behind: one JSON object.
 
-    python -m eval.ablation_metrics --studies COMPARED.jsonl --answers test.jsonl --results results.json --out FILE.json
-        [--rewards rewards.jsonl --log logging.jsonl --beta 0.1 --trained-on STUDIES.jsonl] [--calibration sure.jsonl]
+    python -m eval.ablation_metrics --studies COMPARED.jsonl --results results.json --out FILE.json
+        [--answers test.jsonl] [--rewards rewards.jsonl --log logging.jsonl --beta 0.1 --trained-on STUDIES.jsonl]
+        [--calibration sure.jsonl]
 
 - accuracy, balanced accuracy, laterality, malformed: the student's row of results.json (eval/phantom.py), and beside it
   the teachers, the majority class and the consensus on the same films;
@@ -21,7 +22,7 @@
 - `kl`: mean log-ratio of own samples (eval/rewards.py);
 - `calibration`: of P(present) in the student's own reports (eval/calibration.py), over all films and the five findings.
 
-A number that is not defined is null.
+A number that is not defined is null. Without --answers the consensus stands in the place of the student.
 """
 
 import argparse
@@ -254,9 +255,10 @@ def reward_metrics(rows: Sequence[dict], studies: Sequence[dict], style: Style |
 
 
 def result_metrics(results: dict) -> dict[str, Any]:
-    """The student's row of a results.json and what stands beside it."""
+    """The student's row of a results.json (the consensus's, if none was asked) and what stands beside it."""
     rows = results["rows"]
-    (student,) = [row for row in rows if row["kind"] == "student"]
+    kinds = {row["kind"] for row in rows}
+    (student,) = [row for row in rows if row["kind"] == ("student" if "student" in kinds else "consensus")]
     teachers = {row["name"]: row["mean_accuracy"] for row in rows if row["kind"] == "teacher"}
     named = {row["kind"]: row for row in rows if row["kind"] in ("baseline", "consensus")}
     names = ("mean_accuracy", "mean_balanced_accuracy", "accuracy", "balanced_accuracy", "malformed_rate", "n")
@@ -299,7 +301,7 @@ def rounded(value: Any) -> Any:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m eval.ablation_metrics", description=__doc__.split("\n")[0])
     parser.add_argument("--studies", required=True, type=Path, help="study records with the row's consensus")
-    parser.add_argument("--answers", required=True, type=Path, help="answers of eval.predict to the split test")
+    parser.add_argument("--answers", type=Path, help="answers of eval.predict to the split test")
     parser.add_argument("--results", required=True, type=Path, help="results.json of eval.phantom for these answers")
     parser.add_argument("--rewards", type=Path, help="rows of eval.rewards")
     parser.add_argument("--log", type=Path, help="logging.jsonl of the training")
@@ -310,12 +312,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     studies = list(read_studies(args.studies))
     test = split_of(studies, "test", args.studies)
-    answers = read_answers(args.answers, [study["id"] for study in test])
+    agreed = consensus_texts(test)
+    if args.answers:
+        answers = read_answers(args.answers, [study["id"] for study in test])
+    elif agreed is None:
+        raise UserError(f"{args.studies}: holds no consensus; name the --answers of a student")
+    else:
+        answers = [{"text": text or ""} for text in agreed]
     truths = [presence.read_truth(study) for study in test]
     readings = read_all([row["text"] for row in answers])
     metrics = result_metrics(json.loads(args.results.read_text(encoding="utf-8")))
     metrics |= errors(truths, readings)
-    agreed = consensus_texts(test)
     others = {"student": readings} | ({} if agreed is None else {"consensus": read_all(agreed)})
     teachers = {name: read_all(texts) for name, texts in teacher_texts(test).items()}
     metrics["drift"] = drift_strata(truths, teachers, others)

@@ -149,7 +149,7 @@ def line_of(
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "ranks": place.ranks,
         "cohort_sha256": sha256_file(place.out / "cohort" / "studies.jsonl")[:16],
-        "start": checkpoints.fingerprint(start_of(place, row, rows))[:16],
+        "start": None if row.launcher == "compare" else checkpoints.fingerprint(start_of(place, row, rows))[:16],
         "after": [one.name for one in before(row, rows)],
         "metrics": metrics,
         "seconds": seconds_of(place.out, own),

@@ -17,9 +17,11 @@ from data.errors import UserError, run_cli
 from data.files import write_atomic
 from data.findings import FIVE
 from eval.ablation_metrics import STRATA
+from eval.items import MAJORITY
+from eval.statistics import holm
 from eval.table import line as table_line
 from scripts import ablation_ledger as ledger
-from scripts.ablation_figures import figures
+from scripts.ablation_figures import EVERY_WORLD, figures
 from scripts.ablation_rows import GROUPS, Row, Sizes, read_rows
 from scripts.ablation_tables import (
     REFERENCE,
@@ -28,13 +30,16 @@ from scripts.ablation_tables import (
     TEACHER,
     Block,
     Comparison,
+    Line,
     Mean,
     baselines,
     blocks,
     by_seed,
     compare,
+    compared_by,
     mean_of,
     own_reference,
+    paired,
 )
 from scripts.plan import ROOT
 
@@ -42,6 +47,7 @@ DOC = ROOT / "docs" / "evidence.md"
 BEGIN, END = "<!-- ablation:begin (python -m scripts.ablate_report) -->", "<!-- ablation:end -->"
 # What a critique has to be no worse than: learning on the same consensus, in one round and in two.
 SUPERVISED = ("sft_consensus_flops", "sft_consensus_flops_best", "two_rounds_sft")
+DAWID = "dawid_skene"
 ANEW = "°"
 ANEW_MEANS = (
     f"In some seed from another training of Learn than {' and '.join(f'`{name}`' for name in REFERENCES)} of that seed "
@@ -200,6 +206,33 @@ def more_table(block: Block, rows: dict[str, Row], columns: dict) -> list[str]:
     return out if len(out) > 2 else []
 
 
+def picture_line(picture: str) -> str:
+    return f"![{Path(picture).stem.replace('_', ' ')}]({picture})"
+
+
+def all_rows(block: Block) -> dict[str, dict[int, Line]]:
+    return block.lines | block.compared
+
+
+def consensus_table(found: list[Block]) -> list[str]:
+    """Accuracy of every consensus that was scored by itself, by world, and Dawid and Skene's against the best teacher;
+    Holm over the worlds. [] without any."""
+    whole = {block.world: block for block in found if block.sizes == Sizes() and block.compared}
+    fixed = {world: baselines(block) for world, block in whole.items()}
+    if not whole:
+        return []
+    names = [f"consensus {one}" for one in compared_by(whole.values())]
+    tests = {w: paired(one.get(f"consensus {DAWID}", {}), one.get(TEACHER, {})) for w, one in fixed.items()}
+    adjusted = holm({world: p for world, (_, p) in tests.items()})
+    head = ["world", TEACHER, MAJORITY, *names, f"{DAWID} minus {TEACHER}"]
+    out = [table_line(head), table_line(["---", *["---:"] * (len(head) - 1)])]
+    for world, values in fixed.items():
+        cells = [percent(mean_of(values.get(name, {}))) for name in (TEACHER, MAJORITY, *names)]
+        difference, p = tests[world]
+        out.append(table_line([world, *cells, against(Comparison(difference, p, adjusted[world]))]))
+    return out
+
+
 def text_of(found: list[Block], left: int, rows: dict[str, Row], pictures: dict[str, list[str]]) -> str:
     """The generated part of the document. `pictures`: world -> file names beside the document."""
     if not found:
@@ -207,6 +240,8 @@ def text_of(found: list[Block], left: int, rows: dict[str, Row], pictures: dict[
     out: list[str] = []
     for block in found:
         out += [title(block), "", *main_table(block, rows), ""]
+        if not block.lines:
+            continue
         supervised = supervised_table(block, rows)
         if supervised:
             out += ["Against learning on the consensus, over the seeds that both have:", "", *supervised, ""]
@@ -224,18 +259,21 @@ def text_of(found: list[Block], left: int, rows: dict[str, Row], pictures: dict[
             if table:
                 out += [heading, "", *table, ""]
         for picture in pictures.get(block.world, []) if block.sizes == Sizes() else []:
-            out += [f"![{Path(picture).stem.replace('_', ' ')}]({picture})", ""]
-    dirty = sum(bool(line["dirty"]) for block in found for by_row in block.lines.values() for line in by_row.values())
-    total = sum(len(by_row) for block in found for by_row in block.lines.values())
-    commits = {line["commit"] for block in found for by_row in block.lines.values() for line in by_row.values()}
-    out.append(f"{total} runs of {len(commits)} commit(s); {dirty} were made with uncommitted changes.")
+            out += [picture_line(picture), ""]
+    worlds = consensus_table(found)
+    if worlds:
+        out += ["### Consensus by world", "", *worlds, ""]
+        out += [picture_line(picture) + "\n" for picture in pictures.get(EVERY_WORLD, [])]
+    runs = [line for block in found for by_row in all_rows(block).values() for line in by_row.values()]
+    dirty, commits = sum(bool(line["dirty"]) for line in runs), {line["commit"] for line in runs}
+    out.append(f"{len(runs)} runs of {len(commits)} commit(s); {dirty} were made with uncommitted changes.")
     return "\n".join([*out, "", wholeness(found, rows), *_left(left)])
 
 
 def wholeness(found: list[Block], rows: dict[str, Row]) -> str:
     """How many rows have the seeds they should have, each in the world where it has most, and which have none."""
     whole = [block for block in found if block.sizes == Sizes()]
-    seeds = {name: max((len(block.lines.get(name, ())) for block in whole), default=0) for name in rows}
+    seeds = {name: max((len(all_rows(block).get(name, ())) for block in whole), default=0) for name in rows}
     five = sum(n >= SEEDS for n in seeds.values())
     none = [f"`{name}`" for name, n in seeds.items() if not n]
     text = f"Of {len(rows)} rows {five} have {SEEDS} seeds, {len(rows) - five - len(none)} have fewer"
@@ -286,9 +324,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for (_, name), svg in drawn.items():
         write_atomic(folder / name, svg)
     write_atomic(args.doc, new)
-    print(
-        f"written: {args.doc} and {len(drawn)} figures ({sum(len(b.lines) for b in found)} rows, {left} lines left out)"
-    )
+    shown = sum(len(all_rows(block)) for block in found)
+    print(f"written: {args.doc} and {len(drawn)} figures ({shown} rows, {left} lines left out)")
     return 0
 
 

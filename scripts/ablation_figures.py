@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from eval.items import MAJORITY
 from scripts.ablation_rows import GROUPS, Row
-from scripts.ablation_tables import REFERENCES, TEACHER, Block, baselines, by_seed, dig, mean_of
+from scripts.ablation_tables import REFERENCES, TEACHER, Block, baselines, by_seed, compared_by, dig, mean_of
 
 CURVES = (
     *("pl", "pl_nll", "dpo_seven_pairs", "dpo_seven_pairs_nll", "pl_length"),
@@ -19,17 +20,19 @@ SWEEPS = {
     "N": ("negatives a study", False, None),
 }
 TEACHERS = 7.0
+EVERY_WORLD = ""  # in the place of a world, for a figure of all of them
 
 
 def figures(blocks: Sequence[Block], rows: dict[str, Row]) -> dict[tuple[str, str], str]:
-    """(world, file name) -> SVG text, for what the ledger has numbers of."""
+    """(world or EVERY_WORLD, file name) -> SVG text, for what the ledger has numbers of."""
     found = {}
     for block in blocks:
         for kind, draw in (("accuracy", accuracy), ("displacement", displacement), ("sweeps", sweeps)):
             svg = draw(block, rows)
             if svg:
                 found[block.world, f"phantom_{block.world}_{kind}.svg"] = svg
-    return found
+    svg = consensus([block for block in blocks if block.compared])
+    return found | ({(EVERY_WORLD, "phantom_consensus.svg"): svg} if svg else {})
 
 
 def new_figure(width: float, height: float, columns: int = 1):
@@ -54,6 +57,32 @@ def as_svg(figure) -> str:
     figure.savefig(out, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     return out.getvalue()
+
+
+def consensus(blocks: Sequence[Block]) -> str | None:
+    """Accuracy of each consensus by world, between the majority class and the best teacher; None without a block."""
+    if not blocks:
+        return None
+    marks = {TEACHER: ("C3", "|"), MAJORITY: ("0.5", "|")}
+    marks |= {f"consensus {name}": (f"C{i}", "o") for i, name in enumerate(compared_by(blocks))}
+    figure, (axis,) = new_figure(7, 1.3 + 0.45 * len(blocks))
+    labelled = set()
+    for height, block in enumerate(reversed(blocks)):
+        fixed = baselines(block)
+        for name, (colour, mark) in marks.items():
+            mean = mean_of(fixed.get(name, {}))
+            if mean is None:
+                continue
+            if mean.low is not None and mean.high is not None:
+                axis.plot([100 * mean.low, 100 * mean.high], [height, height], color=colour, lw=1, zorder=1)
+            label = None if name in labelled else name
+            size = 14 if mark == "|" else 5
+            axis.plot(100 * mean.value, height, mark, color=colour, ms=size, mew=2 if mark == "|" else 1, label=label)
+            labelled.add(name)
+    axis.set_yticks(range(len(blocks)), [block.world for block in reversed(blocks)])
+    axis.set_xlabel("accuracy over the five findings, %; mean over seeds, 95 % t interval", fontsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+    return as_svg(figure)
 
 
 def accuracy(block: Block, rows: dict[str, Row]) -> str | None:

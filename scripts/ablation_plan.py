@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from data import checkpoints
 from data.files import write_atomic
 from scripts.ablation_flops import equal_epochs
-from scripts.ablation_rows import ANSWER, EQUAL_FLOPS, Row, Sizes, base_config, before, find_row, merged, words
+from scripts.ablation_rows import ANSWER, EQUAL_FLOPS, TRAINS, Row, Sizes, base_config, before, find_row, merged, words
 from scripts.plan import PHANTOM_CONFIGS, ROOT
 from scripts.second_round import compare_commands, voice_commands
 from scripts.settings import Value, read_config
@@ -216,13 +216,14 @@ def compared(place: Place, row: Row, rows: dict[str, Row]) -> Path:
     """The study file with the row's consensus; that of its `best_of` where it has one."""
     if row.best_of:
         row = find_row(row.best_of, rows)
-    folder = place.row(row.name) / "compare" if row.after else place.out / compare_name(row)
+    own = row.after or row.launcher == "compare"
+    folder = place.row(row.name) / "compare" if own else place.out / compare_name(row)
     return folder / "studies.jsonl"
 
 
 def training_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]:
     """The row's study file and training; [] where it trains nothing."""
-    if row.launcher == "none":
+    if row.launcher not in TRAINS:
         return []
     folder, name = place.row(row.name), row.name
     stages = []
@@ -310,9 +311,33 @@ def scoring_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]:
     ]
 
 
+def consensus_stages(place: Place, row: Row) -> list[Stage]:
+    """The consensus of a row without a student, and its metrics where other rows have their student's."""
+    films, name = place.out / "cohort", row.name
+    studies, score = place.row(name) / "compare" / "studies.jsonl", place.row(name) / "score"
+    read = ("--strategy", row.consensus, "--image-root", films)
+    results = ("--studies", studies, "--split", "test", "--seed", place.seed, "--out", score / "results.json")
+    made = ("--studies", studies, "--results", score / "results.json", "--out", score / "metrics.json")
+    return [
+        Stage(
+            f"{name}.compare",
+            lambda: [module("apo.compare", "-", films / "studies.jsonl", *read, "--out", studies)],
+            [f"rows/{name}/compare"],
+            keep=True,
+        ),
+        Stage(
+            f"{name}.score",
+            lambda: [module("eval.phantom", *results), module("eval.ablation_metrics", *made)],
+            [f"rows/{name}/score"],
+        ),
+    ]
+
+
 def row_stages(place: Place, row: Row, rows: dict[str, Row]) -> tuple[list[Stage], list[Stage]]:
     """(stages that other rows share, the row's own), in the order in which they run."""
     shared = shared_stages(place, row)
+    if row.launcher == "compare":
+        return [stage for stage in shared if stage.name == "cohort"], consensus_stages(place, row)
     for earlier in before(row, rows):
         shared += [stage for stage in shared_stages(place, earlier) if stage.name not in {s.name for s in shared}]
         shared += training_stages(place, earlier, rows)

@@ -2,7 +2,8 @@
 
 question:  what the row tests, one line for the table
 group:     the block of the table it stands in (GROUPS)
-launcher:  apo, sft, or none (the learnt student as it is, or another row's as in best_of)
+launcher:  apo, sft, none (the learnt student as it is, or another row's as in best_of), or compare (no student: the
+           consensus itself is scored)
 consensus: strategy of scripts/compare.sh
 variant:   options of data.variants, {negatives: first-3, weights: error, learn_consensus: true}
 settings:  over the keys of configs/apo_phantom.yaml or configs/sft_phantom.yaml; `as_critique`: the former's value,
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from apo.consensus import STRATEGIES
+from apo.consensus import NEEDS_MODEL, STRATEGIES
 from data.errors import UserError
 from data.records import did_you_mean
 from data.variants import MODES
@@ -33,7 +34,8 @@ from scripts.plan import PHANTOM_CONFIGS, ROOT, STAGES
 from scripts.settings import as_words, name_problem, read_config
 
 FOLDER = ROOT / "configs" / "ablation"
-LAUNCHERS = ("apo", "sft", "none")
+LAUNCHERS = ("apo", "sft", "none", "compare")
+TRAINS = ("apo", "sft")
 GROUPS = ("main", "objective", "negatives", "consensus", "beta", "learning rate", "N", "rounds", "sight")
 KEYS = ("question", "group", "launcher", "consensus", "variant", "settings", "after", "best_of", "student", "value")
 VARIANT = ("negatives", "weights", "learn_consensus")
@@ -74,6 +76,12 @@ class Sizes(NamedTuple):
 
 def read_row(path: Path) -> Row:
     """Read and check one row. Raises UserError that names the file, the key and the remedy."""
+    if not path.exists():
+        known = {one.stem: one for one in sorted(FOLDER.glob("*.yaml"))}
+        meant = known[path.stem].relative_to(ROOT) if path.stem in known else None
+        raise UserError(
+            f"{path}: no such row; " + (f"did you mean {meant}" if meant else did_you_mean(path.stem, known))
+        )
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -136,9 +144,14 @@ def _check(path: Path, row: Row) -> None:
     mode = str(row.variant.get("negatives", "all"))
     if mode not in MODES and not re.fullmatch(r"first-[1-9][0-9]*", mode):
         raise UserError(f"{path}: variant: negatives {mode}; {did_you_mean(mode, MODES)}")
-    if row.launcher == "none":
+    if row.launcher not in TRAINS:
         if row.settings or row.variant or row.after:
-            raise UserError(f"{path}: launcher none trains nothing; take settings, variant and after out")
+            raise UserError(f"{path}: launcher {row.launcher} trains nothing; take settings, variant and after out")
+        if row.launcher == "compare" and (row.student or row.best_of or row.consensus in NEEDS_MODEL):
+            raise UserError(
+                f"{path}: launcher compare has no student; take student and best_of out, and no consensus of "
+                + ", ".join(NEEDS_MODEL)
+            )
         return
     if row.best_of:
         raise UserError(f"{path}: best_of takes another row's student; write launcher none, or take it out")
@@ -189,7 +202,7 @@ def before(row: Row, rows: dict[str, Row]) -> list[Row]:
             raise UserError(f"configs/ablation/{row.name}.yaml: {key} {name}: {error}") from None
         if row in found:
             raise UserError(f"configs/ablation/{row.name}.yaml: {key} comes back to itself")
-        if row.launcher == "none":
+        if row.launcher not in TRAINS:
             raise UserError(f"configs/ablation/{row.name}.yaml: trains nothing; name a row that does in {key}")
         found.insert(0, row)
     return found
@@ -202,7 +215,7 @@ def base_config(row: Row) -> Path:
 
 def merged(row: Row) -> dict[str, Any]:
     """Settings of a row's training over those of its phantom config, as words, without paths and seeds."""
-    if row.launcher == "none":
+    if row.launcher not in TRAINS:
         return {}
     base = read_config(STAGES[row.launcher], ROOT / base_config(row))
     return {k: v for k, v in (base | words(row.settings)).items() if k not in OURS}
@@ -214,6 +227,9 @@ def words(settings: dict[str, Any]) -> dict[str, Any]:
 
 def resolved(row: Row, sizes: Sizes, rows: dict[str, Row]) -> dict[str, Any]:
     """All that decides a row's numbers besides world, seed and code, as JSON."""
+    if row.launcher == "compare":
+        films = {"films": sizes._asdict(), "student": None, "consensus": row.consensus}
+        return films | {"variant": {}, "launcher": row.launcher, "training": {}}
     learn = read_config("learn", ROOT / PHANTOM_CONFIGS["learn"])
     # Keys of their own, so that other rows keep their hash.
     own: dict[str, Any] = {"best_of": row.best_of} if row.best_of else {}

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from apo.consensus import STRATEGIES
 from eval.items import MAJORITY
 from eval.statistics import holm
 from scripts.ablation_rows import Row, Sizes, digest, resolved
@@ -22,11 +23,15 @@ BySeed = dict[int, float]
 
 
 class Block(NamedTuple):
-    """All current lines of one world and size of cohort: row name -> seed -> line."""
+    """All current lines of one world and size of cohort: row name -> seed -> line.
+
+    `lines` are of rows with a student, `compared` of those that score a consensus itself.
+    """
 
     world: str
     sizes: Sizes
     lines: dict[str, dict[int, Line]]
+    compared: dict[str, dict[int, Line]]
 
 
 class Mean(NamedTuple):
@@ -50,7 +55,11 @@ def blocks(lines: Iterable[Line], rows: Mapping[str, Row]) -> tuple[list[Block],
             continue
         found.setdefault((line["world"], sizes), {}).setdefault(line["row"], {})[line["seed"]] = line
     ordered = sorted(found.items(), key=lambda item: (item[0][1] != Sizes(), item[0]))
-    return [Block(world, sizes, by_row) for (world, sizes), by_row in ordered], left
+
+    def of(by_row: dict[str, dict[int, Line]], without_student: bool) -> dict[str, dict[int, Line]]:
+        return {name: one for name, one in by_row.items() if (rows[name].launcher == "compare") == without_student}
+
+    return [Block(world, sizes, of(by_row, False), of(by_row, True)) for (world, sizes), by_row in ordered], left
 
 
 def dig(value: Any, *path: str) -> Any:
@@ -98,7 +107,7 @@ def paired(a: BySeed, b: BySeed) -> tuple[Mean | None, float | None]:
 def baselines(block: Block) -> dict[str, BySeed]:
     """What no row trains, by seed: best teacher, each teacher, majority class, each consensus, on the same films."""
     found: dict[str, BySeed] = {TEACHER: {}, MAJORITY: {}}
-    for by_row in block.lines.values():
+    for by_row in (*block.lines.values(), *block.compared.values()):
         for seed, line in by_row.items():
             metrics = line["metrics"]
             if metrics.get("best_teacher") is not None:
@@ -113,6 +122,13 @@ def baselines(block: Block) -> dict[str, BySeed]:
             if consensus is not None and line["resolved"]["student"] is None:
                 found.setdefault(f"consensus {line['resolved']['consensus']}", {})[seed] = consensus
     return {name: values for name, values in found.items() if values}
+
+
+def compared_by(found: Iterable[Block]) -> list[str]:
+    """The strategies whose consensus was scored by itself, in the order of STRATEGIES."""
+    runs = [line for block in found for by_row in block.compared.values() for line in by_row.values()]
+    scored = {line["resolved"]["consensus"] for line in runs}
+    return [name for name in STRATEGIES if name in scored]
 
 
 def same_start(line: Line, other: Line) -> int:

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from eval.ablation_metrics import (
     errors,
     fit_style,
     in_consensus_form,
+    main,
     read_all,
     result_metrics,
     reward_metrics,
@@ -19,6 +21,7 @@ from eval.ablation_metrics import (
     training_curve,
 )
 from eval.phantom import evaluate
+from eval.phantom import main as phantom_main
 from tests.eval.cases import report, study, trajectory
 
 
@@ -159,6 +162,27 @@ def test_results_of_eval_phantom_are_read():
     assert found["teachers"] == {"a": pytest.approx(0.8), "b": 1.0}
     assert found["majority_class"] == pytest.approx(0.8) and "consensus" not in found
     assert found["laterality"] is None and found["laterality_n"] == 0
+
+
+def test_without_answers_the_consensus_is_scored_as_a_student_would_be(make_file, tmp_path):
+    texts = ["No pulmonary edema.", "Pulmonary edema.", "Pulmonary edema.", None]
+    films = [study(n, {"Edema": None}, [trajectory("a", report())]) for n in range(4)]
+    for film, text in zip(films, texts, strict=True):
+        if text:
+            film["consensus"] = {"text": text, "strategy": "vote"}
+    results, made, answers = (tmp_path / name for name in ("results.json", "metrics.json", "answers.jsonl"))
+    studies = make_file([study(9, {}, split="train"), *films])
+    read = ["--studies", str(studies), "--results", str(results), "--out", str(made)]
+    phantom_main(["--studies", str(studies), "--out", str(results)])
+    main(read)
+    alone = json.loads(made.read_text())
+    assert alone["mean_accuracy"] == pytest.approx((0.8 + 1 + 1 + 0) / 4) and alone["malformed_rate"] == 0.25
+    assert alone["missed"] == 0.5 and alone["consensus"]["mean_accuracy"] == alone["mean_accuracy"]
+    rows = [{"id": film["id"], "text": text or ""} for film, text in zip(films, texts, strict=True)]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    phantom_main(["--studies", str(studies), "--out", str(results), "--predictions", f"student={answers}"])
+    main([*read, "--answers", str(answers)])
+    assert json.loads(made.read_text()) == alone, "as a student that says the same"
 
 
 def test_what_is_not_finite_is_null():

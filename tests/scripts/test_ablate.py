@@ -134,6 +134,18 @@ def test_a_row_without_training_scores_the_learnt_student(place):
     assert str(place.out / "learn/checkpoint-3") in run.commands["learn.answer"][0]
 
 
+def test_a_consensus_alone_needs_films_and_no_student(place):
+    run = Recorder()
+    row = read_row(ROOT / "configs/ablation/compare_medoid.yaml")
+    ablate.run_row(place, row, {}, run)
+    assert run.ran == ["cohort", "compare_medoid.compare", "compare_medoid.score"]
+    (compare,) = run.commands["compare_medoid.compare"]
+    assert compare[4] == "-" and flag(compare, "--strategy") == "medoid"
+    for command in run.commands["compare_medoid.score"]:
+        assert flag(command, "--studies") == flag(compare, "--out")
+        assert "--predictions" not in command and "--answers" not in command
+
+
 def test_the_best_checkpoint_of_another_row_answers(place):
     run = Recorder()
     all_rows = read_rows()
@@ -338,6 +350,9 @@ def test_each_run_is_done_once_and_a_failed_one_later_again(tmp_path, capsys, mo
     assert [one["start"] for one in lines.values()] == [f"learn of seed {one['seed']}"[:16] for one in lines.values()]
     ablate.run_matrix(given, rows("pl"))
     assert len(done) == 8
+    ablate.run_matrix(given, rows("compare_vote"))
+    alone = [one for one in ledger.read(given.ledger).values() if one["row"] == "compare_vote"]
+    assert len(alone) == 4 and {one["start"] for one in alone} == {None}
 
 
 def test_failures_end_in_status_one_and_name_the_logs(tmp_path, monkeypatch, capsys):
@@ -402,3 +417,8 @@ def test_a_smoke_row_from_films_to_ledger(tmp_path):
     assert metrics["rewards"]["studies"] > 0 and metrics["rewards"]["margin_length"] is not None
     assert metrics["style_auc"] > 0.5
     assert "in the ledger already" in bash(*words).stdout
+    more = bash(*words[:3], str(ROOT / "configs/ablation/compare_dawid_skene.yaml"))
+    assert more.returncode == 0 and "cohort: finished before" in more.stdout, more.stdout + more.stderr
+    _, alone = ledger.read(tmp_path / "out/ledger.jsonl").values()
+    assert alone["metrics"]["mean_accuracy"] == metrics["consensus"]["mean_accuracy"], "the same consensus, as a row"
+    assert alone["metrics"]["teachers"] == metrics["teachers"] and alone["metrics"]["consensus_form"] == 1

@@ -93,6 +93,35 @@ def test_baselines_are_what_no_row_trains():
     assert len(found["best teacher"]) == 5
 
 
+def test_a_consensus_without_a_student_is_a_baseline_and_no_row(tmp_path):
+    accuracies = {"compare_dawid_skene": [0.90, 0.91, 0.92, 0.93, 0.94], "compare_vote": [0.60, 0.61, 0.62, 0.63, 0.64]}
+    alone = [
+        one | {"resolved": one["resolved"] | {"student": None}}
+        for name, numbers in accuracies.items()
+        for number, one in zip(numbers, five(name, numbers, consensus=None), strict=True)
+        if one["metrics"].update(consensus={"mean_accuracy": number}) is None
+    ]
+    (block,), _ = blocks([*LEDGER, *alone], ROWS)
+    assert set(block.lines) == {"pl_nll", "pl", "learn", "n3"} and set(block.compared) == set(accuracies)
+    assert baselines(block)["consensus vote"] == dict(enumerate(accuracies["compare_vote"]))
+    text = document(tmp_path / "a", [*LEDGER, *alone])
+    assert (
+        "| consensus vote |  | 62.0 (60.0 to 64.0) |" in text and "`compare_vote`" not in text.partition("have none")[0]
+    )
+    assert "| world | best teacher | majority class | consensus dawid_skene | consensus vote | " in text
+    assert "| 92.0 (90.0 to 94.0) | 62.0 (60.0 to 64.0) | +22.0 (20.0 to 24.0; p <.001, Holm <.001) |" in text
+    assert (
+        "results/phantom_consensus.svg" in text and "<svg" in (tmp_path / "a/results/phantom_consensus.svg").read_text()
+    )
+    plain = document(tmp_path / "b", LEDGER)
+    assert "Consensus by world" not in plain and "phantom_consensus" not in plain
+    (row,) = [one for one in plain.splitlines() if one.startswith("| `pl` |")][:1]
+    assert row in text.splitlines(), "the tests of the rows are not corrected for it"
+    only = document(tmp_path / "c", alone)
+    assert "Beside accuracy" not in only and "### World published" in only
+    assert "23 runs of 1 commit(s)" in text and f"Of {len(ROWS)} rows 4 have 5 seeds, 2 have fewer" in text
+
+
 def test_holm_over_the_rows_of_a_block():
     (block,), _ = blocks([*LEDGER, *five("pl_length", [0.91, 0.92, 0.95, 0.92, 0.92])], ROWS)
     reference = {seed: one["metrics"]["mean_accuracy"] for seed, one in block.lines["pl_nll"].items()}

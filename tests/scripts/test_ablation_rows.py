@@ -73,6 +73,10 @@ def test_settings_lie_over_the_phantom_config():
         ({"variant": {"negatives": "first-0"}}, "negatives first-0"),
         ({"variant": {"negative": "all"}}, "variant: unknown key negative"),
         ({"launcher": "none", "settings": {"beta": 1}}, "launcher none trains nothing"),
+        ({"launcher": "compare", "settings": {"beta": 1}}, "launcher compare trains nothing"),
+        ({"launcher": "compare", "consensus": "self"}, "launcher compare has no student"),
+        ({"launcher": "compare", "best_of": "pl"}, "launcher compare has no student"),
+        ({"launcher": "compare", "student": "taught"}, "launcher compare has no student"),
         ({"value": "x"}, "must be a number"),
         ({"best_of": "pl"}, "best_of takes another row's student; write launcher none"),
         ({"student": "clever"}, "write taught, plain, seeing"),
@@ -83,6 +87,24 @@ def test_a_bad_row_is_refused_with_its_file(tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as caught:
         read_row(path)
     assert str(caught.value).startswith(str(path))
+
+
+def test_a_row_that_is_not_there_is_said_with_the_one_that_may_be_meant(tmp_path):
+    with pytest.raises(UserError, match=r"pl_nll: no such row; did you mean configs/ablation/pl_nll.yaml"):
+        read_row(tmp_path / "pl_nll")
+    with pytest.raises(UserError, match=r"pl_nl.yaml: no such row; did you mean 'pl_nll'"):
+        read_row(tmp_path / "pl_nl.yaml")
+
+
+def test_a_consensus_alone_does_not_hang_on_any_training(tmp_path, monkeypatch):
+    rows = read_rows()
+    row = read_row(write(tmp_path, launcher="compare", settings=None))
+    first = resolved(row, Sizes(), rows)
+    monkeypatch.setattr(ablation_rows, "read_config", None)
+    assert resolved(row, Sizes(), rows) == first and first["consensus"] == "vote"
+    assert digest(first) != digest(resolved(row._replace(consensus="medoid"), Sizes(), rows))
+    with pytest.raises(UserError, match="trains nothing; name a row that does in after"):
+        before(rows["pl"]._replace(after="compare_vote"), rows)
 
 
 def test_the_hash_follows_what_decides_the_numbers_and_nothing_else(tmp_path):
