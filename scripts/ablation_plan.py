@@ -12,7 +12,19 @@ from typing import Any, NamedTuple
 from data import checkpoints
 from data.files import write_atomic
 from scripts.ablation_flops import equal_epochs
-from scripts.ablation_rows import ANSWER, EQUAL_FLOPS, TRAINS, Row, Sizes, base_config, before, find_row, merged, words
+from scripts.ablation_rows import (
+    ANSWER,
+    EQUAL_FLOPS,
+    LESSONS,
+    TRAINS,
+    Row,
+    Sizes,
+    base_config,
+    before,
+    find_row,
+    merged,
+    words,
+)
 from scripts.plan import PHANTOM_CONFIGS, ROOT
 from scripts.second_round import compare_commands, voice_commands
 from scripts.settings import Value, read_config
@@ -79,7 +91,7 @@ def shared_stages(place: Place, row: Row) -> list[Stage]:
             Stage("lessons", lambda: [module("scripts.aggregation", studies, "--out", rows, *seed)], ["lessons"]),
             Stage(
                 "teach",
-                lambda: [launch(place, "sft", base, [rows], out / "teach", LONG)],
+                lambda: [launch(place, "sft", base, [rows], out / "teach", LESSONS["taught"])],
                 ["teach"],
                 keep=True,
             ),
@@ -88,7 +100,9 @@ def shared_stages(place: Place, row: Row) -> list[Stage]:
         rows = out / "sight" / "rows.jsonl"
         stages += [
             Stage("sight", lambda: [module("scripts.sight", studies, "--out", rows)], ["sight"]),
-            Stage("see", lambda: [launch(place, "sft", base, [rows], out / "see", SIGHT)], ["see"], keep=True),
+            Stage(
+                "see", lambda: [launch(place, "sft", base, [rows], out / "see", LESSONS["seeing"])], ["see"], keep=True
+            ),
         ]
     learn = learn_name(row)
     read = out / "plain" / "studies.jsonl" if plain else studies
@@ -103,7 +117,7 @@ def shared_stages(place: Place, row: Row) -> list[Stage]:
         # Lessons once more among the films, so that the student keeps the ability that it was taught.
         rows = out / "lessons" / "rows.jsonl"
         start = checkpoints.latest(out / "teach")
-        return [launch(place, "sft", start, [studies, rows], out / learn, LONG)]
+        return [launch(place, "sft", start, [studies, rows], out / learn, LESSONS["taught"])]
 
     stages.append(Stage(learn, learn_command, [learn], keep=True))
     compare = compare_name(row)
@@ -124,16 +138,6 @@ def shared_stages(place: Place, row: Row) -> list[Stage]:
         )
     )
     return stages
-
-
-LONG = {"max_length": "2048"}  # a prompt with seven readings in it
-# Lessons are plain rows. In these 1,880 steps the loss of unseen films fell from 1.12 nats a token (one epoch) to 0.37.
-SIGHT = {
-    "share_prefix": "false",
-    "per_device_train_batch_size": "4",
-    "effective_batch_size": "8",
-    "num_train_epochs": "10",
-}
 
 
 def learn_name(row: Row) -> str:

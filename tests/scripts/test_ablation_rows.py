@@ -138,6 +138,16 @@ def test_equal_flops_follow_the_critique(monkeypatch):
     assert [a != b for a, b in zip(before, after, strict=True)] == [True, True, True, False]
 
 
+def test_the_hash_follows_what_a_student_is_taught_first(monkeypatch):
+    rows = read_rows()
+    names = ("seeing_pl_nll", "seeing_learn", "consensus_self", "pl_nll", "pl_content_reference")
+    before = [digest(resolved(rows[name], Sizes(), rows)) for name in names]
+    more = {student: settings | {"learning_rate": "1"} for student, settings in ablation_rows.LESSONS.items()}
+    monkeypatch.setattr(ablation_rows, "LESSONS", more)
+    after = [digest(resolved(rows[name], Sizes(), rows)) for name in names]
+    assert [a != b for a, b in zip(before, after, strict=True)] == [True, True, True, False, False]
+
+
 def test_after(tmp_path):
     rows = read_rows()
     assert [row.name for row in before(rows["two_rounds"], rows)] == ["pl_nll"]
