@@ -80,8 +80,11 @@ def consensus(blocks: Sequence[Block]) -> str | None:
             axis.plot(100 * mean.value, height, mark, color=colour, ms=size, mew=2 if mark == "|" else 1, label=label)
             labelled.add(name)
     axis.set_yticks(range(len(blocks)), [block.world for block in reversed(blocks)])
+    axis.set_ylim(-0.5, len(blocks) - 0.5)
     axis.set_xlabel("accuracy over the five findings, %; mean over seeds, 95 % t interval", fontsize=8)
-    axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+    axis.legend(
+        frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.7 / (1.3 + 0.45 * len(blocks))), ncols=3
+    )
     return as_svg(figure)
 
 
