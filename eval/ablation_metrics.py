@@ -254,11 +254,16 @@ def reward_metrics(rows: Sequence[dict], studies: Sequence[dict], style: Style |
     }
 
 
-def result_metrics(results: dict) -> dict[str, Any]:
-    """The student's row of a results.json (the consensus's, if none was asked) and what stands beside it."""
+def result_metrics(results: dict, kind: str = "student") -> dict[str, Any]:
+    """The one row of a kind (student, or consensus) of a results.json and what stands beside it; UserError without."""
     rows = results["rows"]
-    kinds = {row["kind"] for row in rows}
-    (student,) = [row for row in rows if row["kind"] == ("student" if "student" in kinds else "consensus")]
+    of_kind = [row for row in rows if row["kind"] == kind]
+    if len(of_kind) != 1:
+        raise UserError(
+            f"--results: holds {len(of_kind)} rows of kind {kind}, not one; make it with eval.phantom from --studies "
+            "and, where there are --answers, from these"
+        )
+    (student,) = of_kind
     teachers = {row["name"]: row["mean_accuracy"] for row in rows if row["kind"] == "teacher"}
     named = {row["kind"]: row for row in rows if row["kind"] in ("baseline", "consensus")}
     names = ("mean_accuracy", "mean_balanced_accuracy", "accuracy", "balanced_accuracy", "malformed_rate", "n")
@@ -321,7 +326,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         answers = [{"text": text or ""} for text in agreed]
     truths = [presence.read_truth(study) for study in test]
     readings = read_all([row["text"] for row in answers])
-    metrics = result_metrics(json.loads(args.results.read_text(encoding="utf-8")))
+    results = json.loads(args.results.read_text(encoding="utf-8"))
+    metrics = result_metrics(results, "student" if args.answers else "consensus")
     metrics |= errors(truths, readings)
     others = {"student": readings} | ({} if agreed is None else {"consensus": read_all(agreed)})
     teachers = {name: read_all(texts) for name, texts in teacher_texts(test).items()}

@@ -68,15 +68,18 @@ def consensus_texts(studies: Sequence[dict]) -> list[str | None] | None:
 
 
 def read_consensus(path: StrPath, studies: Sequence[dict]) -> list[str | None]:
-    """The consensus of another study file in the order of `studies`; UserError where it lacks one of them."""
-    texts = {s["id"]: (s.get("consensus") or {}).get("text") for s in read_studies(path)}
-    absent = [s["id"] for s in studies if s["id"] not in texts]
+    """The consensus of another study file in the order of `studies`; UserError where it lacks a study, or any text."""
+    others = {s["id"]: s for s in read_studies(path)}
+    absent = [s["id"] for s in studies if s["id"] not in others]
     if absent:
         raise UserError(
             f"{path}: {len(absent)} of the {len(studies)} studies that are scored are not there, as {absent[0]!r}; "
             "name the file of another round of the same films"
         )
-    return [texts[s["id"]] for s in studies]
+    texts = consensus_texts([others[s["id"]] for s in studies])
+    if texts is None:
+        raise UserError(f"{path}: none of the studies that are scored has a consensus; write one with compare.sh")
+    return texts
 
 
 def read_predictions(path, studies: Sequence[dict]) -> list[str]:
@@ -316,8 +319,15 @@ def main(argv=None) -> None:
     predictions = {name: list(compress(read_predictions(path, studies), known)) for name, path in files.items()}
     train = [s for s in everything if s.get("split") == "train"]
     rounds = {name: read_consensus(path, scorable) for name, path in others.items()}
-    draws = {"seed": args.seed, "resamples": args.resamples}
-    scored = evaluate(scorable, predictions, train=train, rounds=rounds, uncertain=args.uncertain, **draws)
+    scored = evaluate(
+        scorable,
+        predictions,
+        train=train,
+        rounds=rounds,
+        seed=args.seed,
+        resamples=args.resamples,
+        uncertain=args.uncertain,
+    )
     scored["notes"] += left_out
     results = {
         "schema": SCHEMA,

@@ -17,7 +17,7 @@ from data.errors import UserError, run_cli
 from data.files import write_atomic
 from data.findings import FIVE
 from eval.ablation_metrics import STRATA
-from eval.items import MAJORITY
+from eval.items import CONSENSUS, MAJORITY
 from eval.statistics import holm
 from eval.table import line as table_line
 from scripts import ablation_ledger as ledger
@@ -36,7 +36,7 @@ from scripts.ablation_tables import (
     blocks,
     by_seed,
     compare,
-    compared_by,
+    compared_alone,
     mean_of,
     own_reference,
     paired,
@@ -218,11 +218,11 @@ def consensus_table(found: list[Block]) -> list[str]:
     """Accuracy of every consensus that was scored by itself, by world, and Dawid and Skene's against the best teacher;
     Holm over the worlds. [] without any."""
     whole = {block.world: block for block in found if block.sizes == Sizes() and block.compared}
-    fixed = {world: baselines(block) for world, block in whole.items()}
     if not whole:
         return []
-    names = [f"consensus {one}" for one in compared_by(whole.values())]
-    tests = {w: paired(one.get(f"consensus {DAWID}", {}), one.get(TEACHER, {})) for w, one in fixed.items()}
+    fixed = {world: baselines(block) for world, block in whole.items()}
+    names = compared_alone(whole.values())
+    tests = {w: paired(one.get(f"{CONSENSUS} {DAWID}", {}), one.get(TEACHER, {})) for w, one in fixed.items()}
     adjusted = holm({world: p for world, (_, p) in tests.items()})
     head = ["world", TEACHER, MAJORITY, *names, f"{DAWID} minus {TEACHER}"]
     out = [table_line(head), table_line(["---", *["---:"] * (len(head) - 1)])]
@@ -263,7 +263,8 @@ def text_of(found: list[Block], left: int, rows: dict[str, Row], pictures: dict[
     worlds = consensus_table(found)
     if worlds:
         out += ["### Consensus by world", "", *worlds, ""]
-        out += [picture_line(picture) + "\n" for picture in pictures.get(EVERY_WORLD, [])]
+        for picture in pictures.get(EVERY_WORLD, []):
+            out += [picture_line(picture), ""]
     runs = [line for block in found for by_row in all_rows(block).values() for line in by_row.values()]
     dirty, commits = sum(bool(line["dirty"]) for line in runs), {line["commit"] for line in runs}
     out.append(f"{len(runs)} runs of {len(commits)} commit(s); {dirty} were made with uncommitted changes.")

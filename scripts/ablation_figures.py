@@ -7,7 +7,7 @@ import numpy as np
 
 from eval.items import MAJORITY
 from scripts.ablation_rows import GROUPS, Row
-from scripts.ablation_tables import REFERENCES, TEACHER, Block, baselines, by_seed, compared_by, dig, mean_of
+from scripts.ablation_tables import REFERENCES, TEACHER, Block, baselines, by_seed, compared_alone, dig, mean_of
 
 CURVES = (
     *("pl", "pl_nll", "dpo_seven_pairs", "dpo_seven_pairs_nll", "pl_length"),
@@ -64,8 +64,9 @@ def consensus(blocks: Sequence[Block]) -> str | None:
     if not blocks:
         return None
     marks = {TEACHER: ("C3", "|"), MAJORITY: ("0.5", "|")}
-    marks |= {f"consensus {name}": (f"C{i}", "o") for i, name in enumerate(compared_by(blocks))}
-    figure, (axis,) = new_figure(7, 1.3 + 0.45 * len(blocks))
+    marks |= {name: (f"C{i}", "o") for i, name in enumerate(compared_alone(blocks))}
+    inches = 1.3 + 0.45 * len(blocks)
+    figure, (axis,) = new_figure(7, inches)
     labelled = set()
     for height, block in enumerate(reversed(blocks)):
         fixed = baselines(block)
@@ -82,9 +83,7 @@ def consensus(blocks: Sequence[Block]) -> str | None:
     axis.set_yticks(range(len(blocks)), [block.world for block in reversed(blocks)])
     axis.set_ylim(-0.5, len(blocks) - 0.5)
     axis.set_xlabel("accuracy over the five findings, %; mean over seeds, 95 % t interval", fontsize=8)
-    axis.legend(
-        frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.7 / (1.3 + 0.45 * len(blocks))), ncols=3
-    )
+    axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.7 / inches), ncols=3)
     return as_svg(figure)
 
 

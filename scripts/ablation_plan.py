@@ -16,7 +16,6 @@ from scripts.ablation_rows import (
     ANSWER,
     EQUAL_FLOPS,
     LESSONS,
-    TRAINS,
     Row,
     Sizes,
     base_config,
@@ -25,7 +24,7 @@ from scripts.ablation_rows import (
     merged,
     words,
 )
-from scripts.plan import PHANTOM_CONFIGS, ROOT
+from scripts.plan import PHANTOM_CONFIGS, ROOT, STAGES
 from scripts.second_round import compare_commands, voice_commands
 from scripts.settings import Value, read_config
 from scripts.stages import Command, module
@@ -220,14 +219,13 @@ def compared(place: Place, row: Row, rows: dict[str, Row]) -> Path:
     """The study file with the row's consensus; that of its `best_of` where it has one."""
     if row.best_of:
         row = find_row(row.best_of, rows)
-    own = row.after or row.launcher == "compare"
-    folder = place.row(row.name) / "compare" if own else place.out / compare_name(row)
+    folder = place.row(row.name) / "compare" if row.after else place.out / compare_name(row)
     return folder / "studies.jsonl"
 
 
 def training_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]:
     """The row's study file and training; [] where it trains nothing."""
-    if row.launcher not in TRAINS:
+    if row.launcher not in STAGES:
         return []
     folder, name = place.row(row.name), row.name
     stages = []

@@ -20,7 +20,7 @@ value:     number on the axis of the group's figure
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,6 @@ from scripts.settings import as_words, name_problem, read_config
 
 FOLDER = ROOT / "configs" / "ablation"
 LAUNCHERS = ("apo", "sft", "none", "compare")
-TRAINS = ("apo", "sft")
 GROUPS = ("main", "objective", "negatives", "consensus", "beta", "learning rate", "N", "rounds", "sight")
 KEYS = ("question", "group", "launcher", "consensus", "variant", "settings", "after", "best_of", "student", "value")
 VARIANT = ("negatives", "weights", "learn_consensus")
@@ -85,14 +84,20 @@ class Sizes(NamedTuple):
     steps: int | None = None
 
 
+def _no_such_row(path: Path, others: Iterable[str] = ()) -> UserError:
+    """What to raise for a row that is not there: says which of configs/ablation/ or of `others` may be meant."""
+    shipped = {one.stem: one for one in FOLDER.glob("*.yaml")}
+    if path.stem in shipped:
+        meant = f"did you mean {shipped[path.stem].relative_to(ROOT)}"
+    else:
+        meant = did_you_mean(path.stem, sorted({*others, *shipped}))
+    return UserError(f"{path}: no such row; {meant}")
+
+
 def read_row(path: Path) -> Row:
     """Read and check one row. Raises UserError that names the file, the key and the remedy."""
     if not path.exists():
-        known = {one.stem: one for one in sorted(FOLDER.glob("*.yaml"))}
-        meant = known[path.stem].relative_to(ROOT) if path.stem in known else None
-        raise UserError(
-            f"{path}: no such row; " + (f"did you mean {meant}" if meant else did_you_mean(path.stem, known))
-        )
+        raise _no_such_row(path)
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -155,7 +160,7 @@ def _check(path: Path, row: Row) -> None:
     mode = str(row.variant.get("negatives", "all"))
     if mode not in MODES and not re.fullmatch(r"first-[1-9][0-9]*", mode):
         raise UserError(f"{path}: variant: negatives {mode}; {did_you_mean(mode, MODES)}")
-    if row.launcher not in TRAINS:
+    if row.launcher not in STAGES:
         if row.settings or row.variant or row.after:
             raise UserError(f"{path}: launcher {row.launcher} trains nothing; take settings, variant and after out")
         if row.launcher == "compare" and (row.student or row.best_of or row.consensus in NEEDS_MODEL):
@@ -197,8 +202,7 @@ def find_row(name: str, rows: dict[str, Row]) -> Row:
     """The row of an `after` or `best_of`: among the given ones, or in configs/ablation/. UserError without one."""
     path = FOLDER / f"{name}.yaml"
     if name not in rows and not path.is_file():
-        known = sorted({*rows, *(one.stem for one in FOLDER.glob("*.yaml"))})
-        raise UserError(f"{path}: no such row; {did_you_mean(name, known)}")
+        raise _no_such_row(path, rows)
     return rows.get(name) or read_row(path)
 
 
@@ -213,7 +217,7 @@ def before(row: Row, rows: dict[str, Row]) -> list[Row]:
             raise UserError(f"configs/ablation/{row.name}.yaml: {key} {name}: {error}") from None
         if row in found:
             raise UserError(f"configs/ablation/{row.name}.yaml: {key} comes back to itself")
-        if row.launcher not in TRAINS:
+        if row.launcher not in STAGES:
             raise UserError(f"configs/ablation/{row.name}.yaml: trains nothing; name a row that does in {key}")
         found.insert(0, row)
     return found
@@ -226,7 +230,7 @@ def base_config(row: Row) -> Path:
 
 def merged(row: Row) -> dict[str, Any]:
     """Settings of a row's training over those of its phantom config, as words, without paths and seeds."""
-    if row.launcher not in TRAINS:
+    if row.launcher not in STAGES:
         return {}
     base = read_config(STAGES[row.launcher], ROOT / base_config(row))
     return {k: v for k, v in (base | words(row.settings)).items() if k not in OURS}

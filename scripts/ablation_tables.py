@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from apo.consensus import STRATEGIES
-from eval.items import MAJORITY
+from eval.items import CONSENSUS, MAJORITY
 from eval.statistics import holm
 from scripts.ablation_rows import Row, Sizes, digest, resolved
 
@@ -45,7 +45,7 @@ class Mean(NamedTuple):
 
 def blocks(lines: Iterable[Line], rows: Mapping[str, Row]) -> tuple[list[Block], int]:
     """(the blocks, how many lines are left out because configs/ablation/ has no such row or other settings by now)."""
-    found: dict[tuple[str, Sizes], dict[str, dict[int, Line]]] = {}
+    found: dict[tuple[str, Sizes], Block] = {}
     left = 0
     for line in lines:
         sizes = Sizes(**line["resolved"]["films"])
@@ -53,13 +53,10 @@ def blocks(lines: Iterable[Line], rows: Mapping[str, Row]) -> tuple[list[Block],
         if row is None or digest(resolved(row, sizes, dict(rows))) != line["config"]:
             left += 1
             continue
-        found.setdefault((line["world"], sizes), {}).setdefault(line["row"], {})[line["seed"]] = line
-    ordered = sorted(found.items(), key=lambda item: (item[0][1] != Sizes(), item[0]))
-
-    def of(by_row: dict[str, dict[int, Line]], without_student: bool) -> dict[str, dict[int, Line]]:
-        return {name: one for name, one in by_row.items() if (rows[name].launcher == "compare") == without_student}
-
-    return [Block(world, sizes, of(by_row, False), of(by_row, True)) for (world, sizes), by_row in ordered], left
+        block = found.setdefault((line["world"], sizes), Block(line["world"], sizes, {}, {}))
+        of_its_kind = block.compared if row.launcher == "compare" else block.lines
+        of_its_kind.setdefault(row.name, {})[line["seed"]] = line
+    return sorted(found.values(), key=lambda block: (block.sizes != Sizes(), block.world, block.sizes)), left
 
 
 def dig(value: Any, *path: str) -> Any:
@@ -120,15 +117,15 @@ def baselines(block: Block) -> dict[str, BySeed]:
                 found.setdefault(f"teacher {name}", {})[seed] = value
             consensus = dig(metrics, "consensus", "mean_accuracy")
             if consensus is not None and line["resolved"]["student"] is None:
-                found.setdefault(f"consensus {line['resolved']['consensus']}", {})[seed] = consensus
+                found.setdefault(f"{CONSENSUS} {line['resolved']['consensus']}", {})[seed] = consensus
     return {name: values for name, values in found.items() if values}
 
 
-def compared_by(found: Iterable[Block]) -> list[str]:
-    """The strategies whose consensus was scored by itself, in the order of STRATEGIES."""
+def compared_alone(found: Iterable[Block]) -> list[str]:
+    """The names in `baselines` of each consensus that was scored by itself, in the order of STRATEGIES."""
     runs = [line for block in found for by_row in block.compared.values() for line in by_row.values()]
     scored = {line["resolved"]["consensus"] for line in runs}
-    return [name for name in STRATEGIES if name in scored]
+    return [f"{CONSENSUS} {name}" for name in STRATEGIES if name in scored]
 
 
 def same_start(line: Line, other: Line) -> int:

@@ -103,30 +103,31 @@ critique() {
 }
 critique critique "$LEARN" "$OUT/compare/studies.jsonl" reference
 CRITIQUE=$(newest critique)
+LAST=$CRITIQUE
+
+# How students answer. The wordiest teacher writes up to 140 tokens; an answer that has not ended at 160 is running on, and
+# what it says up to there is scored.
+ANSWER=(--image-root "$OUT/cohort" --max-new-tokens 160 --batch-size 50)
 
 # 5b. A second round: the critiqued student reads every film, and is heard beside the teachers in a new consensus; then it
 #     is critiqued on that, as its own reference. What this gives, over five seeds: docs/evidence.md.
 if [[ $SECOND ]]; then
     stage compare-again --keep -- bash scripts/second_round.sh "$CRITIQUE" "$OUT/compare/studies.jsonl" \
-        --image-root "$OUT/cohort" --out "$OUT/compare-again" --max-new-tokens 160 --batch-size 50 \
-        --processes "$RANKS" "${HEARD[@]}"
+        --out "$OUT/compare-again" "${ANSWER[@]}" --processes "$RANKS" "${HEARD[@]}"
     critique critique-again "$CRITIQUE" "$OUT/compare-again/compare/studies.jsonl" reference-again
-    AGAIN=$(newest critique-again)
+    LAST=$(newest critique-again)
 fi
 
 # 6. Evaluate: the students answer the held-out films, and everyone is scored on the same films: students, teachers,
-#    consensus, and the majority class that never looks at a film. The wordiest teacher writes up to 140 tokens; an answer
-#    that has not ended at 160 is running on, and what it says up to there is scored.
+#    consensus, and the majority class that never looks at a film.
 TEST=(--studies "$OUT/compare/studies.jsonl" --split test)
-ANSWER=(--image-root "$OUT/cohort" --max-new-tokens 160 --batch-size 50)
 # The benchmarks of real films have siblings on the cohort. They show that the path runs, on 40 items: this student was
 # never asked to choose an option or to say yes or no, and its numbers there mean nothing.
 BENCHMARKS=(--benchmark phantom-presence --benchmark phantom-progression --benchmark phantom-zeroshot)
 ANSWERS=(--predictions "learn=$OUT/evaluate/learn.jsonl" --predictions "critique=$OUT/evaluate/critique.jsonl")
-LAST=$CRITIQUE ASK_AGAIN=() AGAIN_CONSENSUS=() AGAIN_LOG=()
+ASK_AGAIN=() AGAIN_CONSENSUS=() AGAIN_LOG=()
 if [[ $SECOND ]]; then
-    LAST=$AGAIN
-    ASK_AGAIN=("$PYTHON" -P -m eval.predict "$AGAIN" "${TEST[@]}" "${ANSWER[@]}" --out "$OUT/evaluate/again.jsonl" --then)
+    ASK_AGAIN=("$PYTHON" -P -m eval.predict "$LAST" "${TEST[@]}" "${ANSWER[@]}" --out "$OUT/evaluate/again.jsonl" --then)
     ANSWERS+=(--predictions "second round=$OUT/evaluate/again.jsonl")
     AGAIN_CONSENSUS=(--consensus "second round=$OUT/compare-again/compare/studies.jsonl")
     AGAIN_LOG=(--second-log "$OUT/critique-again/logging.jsonl")

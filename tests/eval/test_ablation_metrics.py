@@ -4,6 +4,7 @@ import math
 import pytest
 
 from apo.consensus import dawid_skene
+from data.errors import UserError
 from data.phantom.cohort import plan
 from eval import presence
 from eval.ablation_metrics import (
@@ -183,6 +184,9 @@ def test_without_answers_the_consensus_is_scored_as_a_student_would_be(make_file
     phantom_main(["--studies", str(studies), "--out", str(results), "--predictions", f"student={answers}"])
     main([*read, "--answers", str(answers)])
     assert json.loads(made.read_text()) == alone, "as a student that says the same"
+    phantom_main(["--studies", str(studies), "--out", str(results)])
+    with pytest.raises(UserError, match="--results: holds 0 rows of kind student, not one"):
+        main([*read, "--answers", str(answers)])
 
 
 def test_what_is_not_finite_is_null():

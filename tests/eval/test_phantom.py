@@ -75,6 +75,8 @@ def test_the_consensus_of_another_round_is_matched_by_id_and_must_be_whole(make_
     assert rows_by_name(results)["consensus, second round"]["malformed"] == 1
     with pytest.raises(UserError, match=r"again.jsonl: 3 of the 7 studies that are scored are not there, as 'train-0'"):
         phantom.read_consensus(path, train + test)
+    with pytest.raises(UserError, match="again.jsonl: none of the studies that are scored has a consensus"):
+        phantom.read_consensus(path, test[-1:])
     with pytest.raises(UserError, match="--consensus again.jsonl: write NAME=FILE"):
         run(make_file, tmp_path, "--consensus", "again.jsonl")
 

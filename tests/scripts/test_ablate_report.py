@@ -96,10 +96,9 @@ def test_baselines_are_what_no_row_trains():
 def test_a_consensus_without_a_student_is_a_baseline_and_no_row(tmp_path):
     accuracies = {"compare_dawid_skene": [0.90, 0.91, 0.92, 0.93, 0.94], "compare_vote": [0.60, 0.61, 0.62, 0.63, 0.64]}
     alone = [
-        one | {"resolved": one["resolved"] | {"student": None}}
+        line(name, seed, number, consensus={"mean_accuracy": number})
         for name, numbers in accuracies.items()
-        for number, one in zip(numbers, five(name, numbers, consensus=None), strict=True)
-        if one["metrics"].update(consensus={"mean_accuracy": number}) is None
+        for seed, number in enumerate(numbers)
     ]
     (block,), _ = blocks([*LEDGER, *alone], ROWS)
     assert set(block.lines) == {"pl_nll", "pl", "learn", "n3"} and set(block.compared) == set(accuracies)
