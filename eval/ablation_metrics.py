@@ -37,7 +37,7 @@ import numpy as np
 
 from apo.consensus import SIDES, plain_sentence
 from data.errors import UserError, run_cli
-from data.files import read_jsonl, write_atomic
+from data.files import StrPath, read_jsonl, write_atomic
 from data.findings import LABELS, read_findings, summarise
 from data.records import read_studies
 from data.rows import ok_trajectories
@@ -45,7 +45,7 @@ from data.variants import plain_text
 from eval import presence
 from eval.phantom import consensus_texts, split_of, teacher_texts
 from eval.predict import read_answers
-from eval.report import read_log
+from eval.report import read_log, read_results
 from eval.statistics import calibration
 
 CURVE = (
@@ -254,13 +254,13 @@ def reward_metrics(rows: Sequence[dict], studies: Sequence[dict], style: Style |
     }
 
 
-def result_metrics(results: dict, kind: str = "student") -> dict[str, Any]:
+def result_metrics(results: dict, kind: str = "student", path: StrPath = "--results") -> dict[str, Any]:
     """The one row of a kind (student, or consensus) of a results.json and what stands beside it; UserError without."""
     rows = results["rows"]
     of_kind = [row for row in rows if row["kind"] == kind]
     if len(of_kind) != 1:
         raise UserError(
-            f"--results: holds {len(of_kind)} rows of kind {kind}, not one; make it with eval.phantom from --studies "
+            f"{path}: holds {len(of_kind)} rows of kind {kind}, not one; make it with eval.phantom from --studies "
             "and, where there are --answers, from these"
         )
     (student,) = of_kind
@@ -326,8 +326,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         answers = [{"text": text or ""} for text in agreed]
     truths = [presence.read_truth(study) for study in test]
     readings = read_all([row["text"] for row in answers])
-    results = json.loads(args.results.read_text(encoding="utf-8"))
-    metrics = result_metrics(results, "student" if args.answers else "consensus")
+    metrics = result_metrics(read_results(args.results), "student" if args.answers else "consensus", args.results)
     metrics |= errors(truths, readings)
     others = {"student": readings} | ({} if agreed is None else {"consensus": read_all(agreed)})
     teachers = {name: read_all(texts) for name, texts in teacher_texts(test).items()}

@@ -4,6 +4,7 @@
 
 CHECKPOINT is a folder with full weights or a LoRA adapter folder as ms-swift saves it. The student sees the films and
 the prompt, nothing else. Rows are {"id", "text", "finish_reason"} ("stop", or "length" for an answer that was cut off).
+--prompt asks the same of every film in other words than its own: what the student learnt may hang on them.
 
 An interrupted run goes on where it stopped, with as many --processes as then are wanted. What the answers depend on
 (weights, prompts, films, decoding) is written to FILE.meta.json; answers made from anything else are refused, never
@@ -23,24 +24,33 @@ from pathlib import Path
 from data import checkpoints, manifest
 from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
 from data.files import append_jsonl, claimed, dump_line, read_jsonl, sha256_file, write_atomic
-from data.records import ALLOW_OUTSIDE, SPLITS, image_paths, read_studies, require_images, root_of
+from data.records import ALLOW_OUTSIDE, SPLITS, check_study, image_paths, read_studies, require_images, root_of
 from scripts import doctor, machine, side_by_side
 
 Answer = dict  # the row without its id: {"text", "finish_reason"}, or {"p_yes", "mass"}
 
 
 def select(
-    studies: Path, split: str, image_root: Path | None, limit: int | None, *, allow_outside: bool = False
+    studies: Path,
+    split: str,
+    image_root: Path | None,
+    limit: int | None,
+    *,
+    allow_outside: bool = False,
+    prompt: str | None = None,
 ) -> tuple[list[dict], str, str]:
     """The studies of a split (or of all), the absolute image root, and a digest of all that they show to the student.
 
     The digest covers ids, prompts and the bytes of the films of the whole split, whatever `limit` says, so that a first
-    look at ten films can be continued to all of them. Raises UserError for an empty split or a missing film.
+    look at ten films can be continued to all of them. `prompt` takes the place of each study's own. Raises UserError
+    for an empty split, a missing film, or a prompt that has not one <image> for each film.
     """
     root = root_of(studies, image_root)
     chosen = [s for s in read_studies(studies, image_root=root) if split in ("all", s["split"])]
     if not chosen:
         raise UserError(f'{studies}: no study of split "{split}"; check --split')
+    if prompt is not None:
+        chosen = [check_study(study | {"prompt": prompt}, where="--prompt") for study in chosen]
     digest = hashlib.sha256()
     require_images(studies, chosen, root, allow_outside=allow_outside)
     for study in chosen:
@@ -214,6 +224,7 @@ def main(argv=None) -> None:
     parser.add_argument(
         "--image-root", type=Path, help="what image paths are relative to (default: folder of --studies)"
     )
+    parser.add_argument("--prompt", help="asked of every film, in place of its own prompt; <image> stands for a film")
     parser.add_argument("--out", required=True, type=Path, help="predictions JSONL to write or to go on with")
     parser.add_argument("--base", help="for an adapter: its base model, if not where args.json says")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="answers are cut off here (default: 512)")
@@ -233,7 +244,8 @@ def main(argv=None) -> None:
     args.shard = side_by_side.parse_shard(args.shard)
     doctor.before("evaluate", args.out)
     info = checkpoints.describe(args.checkpoint, args.base)
-    chosen = select(args.studies, args.split, args.image_root, args.limit, allow_outside=args.allow_outside)
+    which = (args.studies, args.split, args.image_root, args.limit)
+    chosen = select(*which, allow_outside=args.allow_outside, prompt=args.prompt)
     with claimed(args.out):
         run(args, sys.argv[1:] if argv is None else argv, info, *chosen)
 

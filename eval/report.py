@@ -1,7 +1,7 @@
 """One self-contained HTML page of a phantom run: table, curves, accuracy map, sample films with what was said of them.
 
     python -m eval.report --results results.json --studies COMPARED.jsonl --image-root DIR \\
-        --predictions learn=FILE --predictions critique=FILE \\
+        --predictions learn=FILE --predictions critique=FILE [--consensus "second round=STUDIES"] \\
         --learn-log DIR/logging.jsonl --critique-log DIR/logging.jsonl [--second-log DIR/logging.jsonl] \\
         --out report.html
 
@@ -83,8 +83,8 @@ def film_uri(path) -> str:
     return pages.film_uri(path, FILM_SIDE, "PNG")
 
 
-def sample_view(study: dict, root: str, students: dict[str, str]) -> dict:
-    """What the page shows of one film."""
+def sample_view(study: dict, root: str, students: dict[str, str], rounds: dict[str, str | None]) -> dict:
+    """What the page shows of one film; `rounds`: name -> the consensus of another round, None where it has none."""
     truth = presence.read_truth(study)
 
     def voice(name: str, kind: str, text: str | None, status: str = "ok") -> dict:
@@ -101,6 +101,7 @@ def sample_view(study: dict, root: str, students: dict[str, str]) -> dict:
     voices = [voice(f"student, {name}", "student", text) for name, text in students.items()]
     if consensus:
         voices.append(voice("consensus", "consensus", consensus))
+    voices += [voice(f"consensus, {name}", "consensus", text) for name, text in rounds.items()]
     voices += [voice(t["teacher"], "teacher", t["text"], t["status"]) for t in study["trajectories"]]
     listed = [
         (label, f"{state}{f', {side}' if side else ''}")
@@ -144,6 +145,9 @@ def main(argv=None) -> None:
     parser.add_argument("--studies", required=True, help="the studies that it scored")
     parser.add_argument("--image-root", help="what image paths are relative to (default: folder of --studies)")
     parser.add_argument("--predictions", action="append", default=[], metavar="NAME=FILE")
+    parser.add_argument(
+        "--consensus", action="append", default=[], metavar="NAME=FILE", help="study file of another round"
+    )
     parser.add_argument("--learn-log", help="logging.jsonl of the learn stage")
     parser.add_argument("--critique-log", help="logging.jsonl of the critique stage")
     parser.add_argument("--second-log", help="logging.jsonl of a second critique stage, where there was one")
@@ -154,11 +158,12 @@ def main(argv=None) -> None:
     root = root_of(args.studies, args.image_root)
     asked = results["studies"].get("asked", results["studies"]["scored"])  # the former not before November 2026
     studies = phantom.split_of(read_studies(args.studies), results["split"], args.studies)[:asked]
-    files = phantom.named_files(args.predictions)
+    files, others = phantom.named_files(args.predictions), phantom.named_files(args.consensus, "--consensus")
     texts = {name: phantom.read_predictions(path, studies) for name, path in files.items()}
+    rounds = {name: phantom.read_consensus(path, studies) for name, path in others.items()}
     at = {s["id"]: i for i, s in enumerate(studies)}
     views = [
-        sample_view(s, root, {name: answers[at[s["id"]]] for name, answers in texts.items()})
+        sample_view(s, root, *({name: said[at[s["id"]]] for name, said in of.items()} for of in (texts, rounds)))
         for s in pick_samples([s for s in studies if s.get("findings") is not None], args.samples)
     ]
     logs = {"learn": args.learn_log, "critique": args.critique_log}

@@ -145,7 +145,7 @@ stage evaluate --keep --outputs "evaluate results.json" -- \
 # 7. Report: one page with the table, the curves and a few films with all that was said of them. Opens anywhere, offline.
 stage report --outputs report.html -- \
     "$PYTHON" -P -m eval.report --results "$OUT/results.json" --studies "$OUT/compare/studies.jsonl" \
-    --image-root "$OUT/cohort" "${ANSWERS[@]}" --learn-log "$OUT/learn/logging.jsonl" \
+    --image-root "$OUT/cohort" "${ANSWERS[@]}" "${AGAIN_CONSENSUS[@]}" --learn-log "$OUT/learn/logging.jsonl" \
     --critique-log "$OUT/critique/logging.jsonl" "${AGAIN_LOG[@]}" --out "$OUT/report.html"
 "$PYTHON" scripts/stages.py --out "$OUT" --seconds-into "$OUT/results.json"
 

@@ -185,8 +185,11 @@ def test_without_answers_the_consensus_is_scored_as_a_student_would_be(make_file
     main([*read, "--answers", str(answers)])
     assert json.loads(made.read_text()) == alone, "as a student that says the same"
     phantom_main(["--studies", str(studies), "--out", str(results)])
-    with pytest.raises(UserError, match="--results: holds 0 rows of kind student, not one"):
+    with pytest.raises(UserError, match=f"{results}: holds 0 rows of kind student, not one"):
         main([*read, "--answers", str(answers)])
+    results.unlink()
+    with pytest.raises(UserError, match=f"{results}: not readable .*make it with python -m eval.phantom"):
+        main(read)
 
 
 def test_what_is_not_finite_is_null():

@@ -123,6 +123,7 @@ class Fake:
 
     until: str | None = None
     asked: list[str] = []
+    words: set[str] = set()
 
     def __init__(self, *_, **__):
         pass
@@ -132,17 +133,24 @@ class Fake:
         if self.until in films:
             raise KeyboardInterrupt
         self.asked += films
+        self.words.update(prompt for prompt, _ in prompts)
         return [(f"{film} of {','.join(films)}", "stop") for film in films]
 
 
 @pytest.fixture
-def run(make_file, tmp_path, monkeypatch):
+def studies_file(make_file):
+    return make_file([*studies(3), *(study(i, {}, split="train") for i in range(4))])
+
+
+@pytest.fixture
+def run(studies_file, tmp_path, monkeypatch):
     """`run(out, *words)`: eval.predict with a stand-in for the student, its processes one after the other."""
-    path = make_file([*studies(3), *(study(i, {}, split="train") for i in range(4))])
+    path = studies_file
     monkeypatch.setattr(predict.checkpoints, "describe", lambda *_: {})
     monkeypatch.setattr(predict.checkpoints, "fingerprint", lambda *_: "abc")
     monkeypatch.setattr("apo.student_engine.Student", Fake)
     monkeypatch.setattr(Fake, "asked", [])
+    monkeypatch.setattr(Fake, "words", set())
 
     def one_after_the_other(module, argv, out, shard, processes, device):
         assert module == "eval.predict"
@@ -170,6 +178,19 @@ def test_several_processes_give_the_file_of_one(run, tmp_path):
     shards = b"".join(run(f"shard-{i}.jsonl", "--shard", f"{i}/3") for i in (1, 2, 3))
     assert sorted(shards.splitlines()) == sorted(whole.splitlines()) and shards != whole
     assert not list(tmp_path.glob("[!.]*.part-*"))
+
+
+def test_the_same_films_in_other_words(run, studies_file):
+    own = {json.loads(line)["prompt"] for line in studies_file.read_text().splitlines()}
+    run("own.jsonl")
+    assert Fake.words == own
+    Fake.words.clear()
+    run("other.jsonl", "--prompt", "<image> What is there?", "--processes", "2")
+    assert Fake.words == {"<image> What is there?"}
+    with pytest.raises(UserError, match="own.jsonl: was made with other studies"):
+        run("own.jsonl", "--prompt", "<image> What is there?")
+    with pytest.raises(UserError, match="--prompt: study 'test-0': .*0 <image>"):
+        run("third.jsonl", "--prompt", "What is there?")
 
 
 @pytest.mark.parametrize("then", ["1", "2", "3"])

@@ -64,6 +64,22 @@ def test_curves_from_an_ms_swift_log(files, tmp_path):
     assert html.count("No curve") == 2, "margins and accuracies are not in this log"
 
 
+def test_the_consensus_of_another_round_is_shown_beside_the_first(files, tmp_path):
+    again = tmp_path / "again.jsonl"
+    rows = [json.loads(line) for line in files["--studies"].read_text().splitlines()]
+    for number, row in enumerate(row for row in rows if "consensus" in row):
+        row["consensus"]["text"] = f"Heard again {number}. No edema."
+    del rows[-1]["consensus"]
+    again.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "consensus, " not in make(files, tmp_path)
+    html = make(files, tmp_path, **{"--consensus": f"second round={again}"})
+    assert html.count("<h3>consensus</h3>") == 3 == html.count("<h3>consensus, second round</h3>")
+    assert [f"Heard again {number}" in html for number in range(3)] == [True, True, False]
+    again.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    with pytest.raises(UserError, match="again.jsonl: 2 of the 3 studies that are scored are not there"):
+        make(files, tmp_path, **{"--consensus": f"second round={again}"})
+
+
 def test_without_logs_the_page_says_so(files, tmp_path):
     assert make(files, tmp_path, **{"--learn-log": tmp_path / "none.jsonl"}).count("No curve") == 5
 
