@@ -16,8 +16,8 @@ MODE is one of
 
 `--weights error` gives every negative the weight of apo/loss.py: how much of it is wrong by the consensus, as a share
 of the study's mean. `--learn-consensus` makes the consensus a study's only trajectory, so that the Learn launcher
-trains on it. `--add-voice NAME=PREDICTIONS` adds the answers of a student as one more trajectory (given again for
-another split), `--drop-voice NAME` takes a trajectory out.
+trains on it. `--films N` takes all but the first N training studies out. `--add-voice NAME=PREDICTIONS` adds the
+answers of a student as one more trajectory (given again for another split), `--drop-voice NAME` takes a trajectory out.
 
 Only the splits train and validate change: what is scored stays as it was. Everything is drawn from --seed and the study
 id, whatever the order of the file.
@@ -32,7 +32,7 @@ from pathlib import Path
 
 from apo.consensus import ORDER, plain_sentence, study_rng
 from data import manifest
-from data.errors import UserError, run_cli
+from data.errors import UserError, refuse_below_one, run_cli
 from data.files import read_jsonl, refuse_input
 from data.findings import FIVE, read_findings, summarise
 from data.records import PLACEHOLDER, did_you_mean, read_studies, write_studies
@@ -195,6 +195,15 @@ def learn_consensus(studies: Sequence[dict]) -> Counter:
     return counts
 
 
+def first_films(studies: Sequence[dict], count: int) -> tuple[list[dict], Counter]:
+    """(the studies without those of split train after its first `count`, how many these are); UserError for too few."""
+    train = [study["id"] for study in studies if study["split"] == "train"]
+    if len(train) < count:
+        raise UserError(f"--films {count}: the file has {len(train)} studies of split train; ask for at most as many")
+    gone = set(train[count:])
+    return [study for study in studies if study["id"] not in gone], Counter({"training studies taken out": len(gone)})
+
+
 def add_voice(studies: Sequence[dict], name: str, paths: Sequence[Path]) -> Counter:
     """Add a student's answers as trajectories of `name`, in place.
 
@@ -251,6 +260,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
     parser.add_argument("--weights", choices=("none", "error"), default="none", help="weights of the negatives")
     parser.add_argument("--learn-consensus", action="store_true", help="the consensus as the only trajectory")
+    parser.add_argument("--films", type=int, metavar="N", help="only the first N studies of split train")
     parser.add_argument(
         "--add-voice",
         action="append",
@@ -260,6 +270,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--drop-voice", metavar="NAME", help="take a trajectory out")
     args = parser.parse_args(argv)
+    refuse_below_one(args, "films")
     refuse_input(args.out, args.studies)
     return args
 
@@ -286,11 +297,14 @@ def main(argv: list[str] | None = None) -> None:
                 f"{did_you_mean(args.drop_voice, sorted(teachers))}"
             )
         counts.update(drop_voice(studies, args.drop_voice))
+    if args.films:
+        studies, gone = first_films(studies, args.films)
+        counts.update(gone)
     counts.update(change(studies, args.negatives, seed=args.seed, weights=args.weights))
     if args.learn_consensus:
         counts.update(learn_consensus(studies))
     write_studies(args.out, studies)
-    names = ("negatives", "seed", "weights", "learn_consensus", "add_voice", "drop_voice")
+    names = ("negatives", "seed", "weights", "learn_consensus", "films", "add_voice", "drop_voice")
     manifest.write(args.out, {"studies": args.studies}, {name: getattr(args, name) for name in names})
     for what, count in counts.items():
         print(f"{what}: {count}")

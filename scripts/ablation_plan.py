@@ -250,6 +250,8 @@ def training_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]
         options += ["--negatives", row.variant["negatives"]] if "negatives" in row.variant else []
         options += ["--weights", row.variant["weights"]] if "weights" in row.variant else []
         options += ["--learn-consensus"] if row.variant.get("learn_consensus") else []
+        if "films" in row.variant:
+            options += ["--films", min(row.variant["films"], place.sizes.train)]
         source = studies
         stages.append(
             Stage(

@@ -5,7 +5,7 @@ group:     the block of the table it stands in (GROUPS)
 launcher:  apo, sft, none (the learnt student as it is, or another row's as in best_of), or compare (no student: the
            consensus itself is scored)
 consensus: strategy of scripts/compare.sh
-variant:   options of data.variants, {negatives: first-3, weights: error, learn_consensus: true}
+variant:   options of data.variants, {negatives: first-3, weights: error, learn_consensus: true, films: 300}
 settings:  over the keys of configs/apo_phantom.yaml or configs/sft_phantom.yaml; `as_critique`: the former's value,
            `num_train_epochs: equal_flops` as many as cost what the critique with all trajectories costs
            (scripts/ablation_flops.py)
@@ -37,7 +37,7 @@ FOLDER = ROOT / "configs" / "ablation"
 LAUNCHERS = ("apo", "sft", "none", "compare")
 GROUPS = ("main", "objective", "negatives", "consensus", "beta", "learning rate", "N", "rounds", "sight")
 KEYS = ("question", "group", "launcher", "consensus", "variant", "settings", "after", "best_of", "student", "value")
-VARIANT = ("negatives", "weights", "learn_consensus")
+VARIANT = ("negatives", "weights", "learn_consensus", "films")
 STUDENTS = ("taught", "plain", "seeing")
 # Over configs/sft_phantom.yaml, for what a student is taught first; those of `taught` are also those of its Learn.
 LESSONS = {
@@ -160,6 +160,9 @@ def _check(path: Path, row: Row) -> None:
     mode = str(row.variant.get("negatives", "all"))
     if mode not in MODES and not re.fullmatch(r"first-[1-9][0-9]*", mode):
         raise UserError(f"{path}: variant: negatives {mode}; {did_you_mean(mode, MODES)}")
+    films = row.variant.get("films", 1)
+    if type(films) is not int or films < 1:
+        raise UserError(f"{path}: variant: films {films!r}; write a number from 1")
     if row.launcher not in STAGES:
         if row.settings or row.variant or row.after:
             raise UserError(f"{path}: launcher {row.launcher} trains nothing; take settings, variant and after out")

@@ -183,6 +183,18 @@ def test_learning_the_consensus():
     assert len(studies[1]["trajectories"]) == len(TEXTS), "what is scored stays"
 
 
+def test_fewer_films_are_the_first_and_only_training_ones(tmp_path):
+    studies = [study(0), study(1, split="test"), study(2), study(3, split="validate"), study(4)]
+    path, out = tmp_path / "studies.jsonl", tmp_path / "few.jsonl"
+    write_studies(path, studies)
+    main([str(path), "--out", str(out), "--films", "2"])
+    assert list(read_studies(out)) == studies[:4]
+    with pytest.raises(UserError, match="--films 4: the file has 3 studies of split train"):
+        main([str(path), "--out", str(out), "--films", "4"])
+    with pytest.raises(UserError, match="--films"):
+        main([str(path), "--out", str(out), "--films", "0"])
+
+
 def test_a_voice_is_added_from_several_files(tmp_path):
     studies = [study(0), study(1, split="test"), study(2)]
     files = []

@@ -126,6 +126,14 @@ def test_the_stages_of_a_critique(place):
     )
 
 
+def test_a_row_of_few_films_takes_no_more_than_there_are(place):
+    row = read_row(ROOT / "configs/ablation/few_pl_nll.yaml")
+    for films in (1500, 16):
+        run = Recorder()
+        ablate.run_row(place._replace(sizes=place.sizes._replace(train=films)), row, {}, run)
+        assert flag(run.commands["few_pl_nll.variant"][0], "--films") == str(min(films, 300))
+
+
 def test_a_row_without_training_scores_the_learnt_student(place):
     run = Recorder()
     ablate.run_row(place, read_row(ROOT / "configs/ablation/learn.yaml"), {}, run)

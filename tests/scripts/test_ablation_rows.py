@@ -71,6 +71,8 @@ def test_settings_lie_over_the_phantom_config():
         ({"settings": {"seed": 1}}, "settings: seed; it is set by scripts/ablate.py"),
         ({"settings": [1]}, "settings must hold"),
         ({"variant": {"negatives": "first-0"}}, "negatives first-0"),
+        ({"variant": {"films": 0}}, "variant: films 0"),
+        ({"variant": {"films": "300"}}, "variant: films '300'"),
         ({"variant": {"negative": "all"}}, "variant: unknown key negative"),
         ({"launcher": "none", "settings": {"beta": 1}}, "launcher none trains nothing"),
         ({"launcher": "compare", "settings": {"beta": 1}}, "launcher compare trains nothing"),
