@@ -22,7 +22,7 @@ from data.phantom.teachers import WORLDS
 from data.records import did_you_mean
 from scripts import ablation_ledger as ledger
 from scripts import stages
-from scripts.ablation_plan import Place, Stage, row_stages, start_of
+from scripts.ablation_plan import SHARED_RANKS, Place, Stage, row_stages, start_of
 from scripts.ablation_rows import EQUAL_FLOPS, Row, Sizes, before, digest, read_rows, resolved
 from scripts.machine import write_problem
 from scripts.plan import ROOT
@@ -69,11 +69,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     for split in ("train", "validate", "test"):
         default = getattr(Sizes(), split)
         parser.add_argument(f"--{split}", type=int, help=f"films of the split (default: {default})")
-    parser.add_argument("--processes", type=int, metavar="N", help="of a row's training (default: 2); Learn always 2")
+    parser.add_argument("--processes", type=int, metavar="N", help="of a row's own training (default: 2)")
+    parser.add_argument(
+        "--shared-processes",
+        type=int,
+        metavar="N",
+        default=SHARED_RANKS,
+        help=f"of what rows share, as Learn (default: {SHARED_RANKS}); keep to those that a seed was begun with",
+    )
     parser.add_argument("--list", action="store_true", help="what is done and what is left; runs nothing")
     parser.add_argument("--smoke", action="store_true", help="a few films and steps; the numbers mean nothing")
     args = parser.parse_args(argv)
-    refuse_below_one(args, "train", "validate", "test", "processes")
+    refuse_below_one(args, "train", "validate", "test", "processes", "shared_processes")
     args.world = parse_names(args.world) or ["published"]
     for world in args.world:
         if world not in WORLDS:
@@ -94,7 +101,8 @@ def place_of(args: argparse.Namespace, world: str, seed: int) -> Place:
     One process a row and two commands side by side, each with its own seeds, finished 1.5 times as many steps an hour.
     """
     processes = args.processes or min(2, os.cpu_count() or 1)
-    return Place(args.out / world / f"seed-{seed}", world, seed, args.sizes, processes, threads_of(processes))
+    own = (processes, threads_of(processes))
+    return Place(args.out / world / f"seed-{seed}", world, seed, args.sizes, *own, args.shared_processes)
 
 
 def threads_of(processes: int) -> int:
@@ -148,6 +156,7 @@ def line_of(
         **head,
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "ranks": place.ranks,
+        "shared_ranks": place.shared_ranks,
         "cohort_sha256": sha256_file(place.out / "cohort" / "studies.jsonl")[:16],
         "start": None if row.launcher == "compare" else checkpoints.fingerprint(start_of(place, row, rows))[:16],
         "after": [one.name for one in before(row, rows)],

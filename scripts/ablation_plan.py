@@ -39,7 +39,7 @@ SHARED_RANKS, SHARED_THREADS = 2, 1  # as in scripts/quickstart.sh on two cores
 class Place(NamedTuple):
     """Where a world and seed are made, and on what: `ranks` training processes of `threads` each for a row's own.
 
-    What rows share is trained by SHARED_RANKS of SHARED_THREADS whatever a row is given: all rows of a seed start
+    What rows share is trained by `shared_ranks` of SHARED_THREADS whatever a row is given: all rows of a seed start
     from the same student, on any machine: a sum in another order gives another Learn, and with it two or three points.
     """
 
@@ -49,6 +49,7 @@ class Place(NamedTuple):
     sizes: Sizes
     ranks: int
     threads: int
+    shared_ranks: int = SHARED_RANKS
 
     def row(self, name: str) -> Path:
         return self.out / "rows" / name
@@ -65,7 +66,7 @@ class Stage(NamedTuple):
 
 def shared_stages(place: Place, row: Row) -> list[Stage]:
     """Cohort, student and Learn, up to the row's consensus."""
-    place = place._replace(ranks=SHARED_RANKS, threads=SHARED_THREADS)
+    place = place._replace(ranks=place.shared_ranks, threads=SHARED_THREADS)
     out, sizes, seed = place.out, place.sizes, ("--seed", place.seed)
     films = ("--train", sizes.train, "--validate", sizes.validate, "--test", sizes.test)
     studies = out / "cohort" / "studies.jsonl"

@@ -266,6 +266,12 @@ def test_rows_of_a_seed_start_from_the_same_student_whatever_their_processes(pla
         assert shapes[1][stage] == shapes[4][stage] == ["NPROC_PER_NODE=2", "OMP_NUM_THREADS=1"]
     assert shapes[1][f"{name}.train"] == ["NPROC_PER_NODE=1", "OMP_NUM_THREADS=1"]
     assert shapes[4][f"{name}.train"] == ["NPROC_PER_NODE=4", "OMP_NUM_THREADS=4"]
+    run = Recorder()
+    args = ablate.parse_args(["--shared-processes", "1", "--processes", "2", "--out", str(place.out)])
+    ablate.run_row(ablate.place_of(args, "published", 3), row, {}, run)
+    for stage in shared:
+        assert run.commands[stage][0][1:3] == ["NPROC_PER_NODE=1", "OMP_NUM_THREADS=1"], "a seed that was begun so"
+    assert run.commands[f"{name}.train"][0][1] == "NPROC_PER_NODE=2"
 
 
 def test_smoke_runs_a_few_steps(place):
