@@ -213,7 +213,7 @@ def before(row: Row, rows: dict[str, Row]) -> list[Row]:
     """The rows that `row` starts from, first to last."""
     found: list[Row] = []
     while name := row.after or row.best_of:
-        key = "after" if row.after else "best_of"
+        key, its = "after" if row.after else "best_of", row
         try:
             row = find_row(name, rows)
         except UserError as error:
@@ -222,6 +222,13 @@ def before(row: Row, rows: dict[str, Row]) -> list[Row]:
             raise UserError(f"configs/ablation/{row.name}.yaml: {key} comes back to itself")
         if row.launcher not in STAGES:
             raise UserError(f"configs/ablation/{row.name}.yaml: trains nothing; name a row that does in {key}")
+        # What the two share would come in another order, and all that was trained would be trained anew.
+        for what in ("student", "consensus") if key == "best_of" else ("student",):
+            if getattr(its, what) != getattr(row, what):
+                raise UserError(
+                    f"configs/ablation/{its.name}.yaml: {what} is {getattr(its, what)}, that of {key} {name} is "
+                    f"{getattr(row, what)}; write the same"
+                )
         found.insert(0, row)
     return found
 

@@ -171,6 +171,10 @@ def test_best_of(tmp_path):
     assert best["best_of"] == "pl_nll" and "best_of" not in last
     with pytest.raises(UserError, match="learn.yaml: trains nothing; name a row that does in best_of"):
         before(read_row(write(tmp_path, "c", launcher="none", best_of="learn", settings=None)), rows)
+    with pytest.raises(UserError, match="d.yaml: student is None, that of best_of few_sft is seeing; write the same"):
+        before(read_row(write(tmp_path, "d", launcher="none", best_of="few_sft", settings=None)), {})
+    with pytest.raises(UserError, match="e.yaml: consensus is vote, that of best_of pl_nll is dawid_skene; write"):
+        before(read_row(write(tmp_path, "e", launcher="none", best_of="pl_nll", consensus="vote", settings=None)), {})
 
 
 def test_as_critique_takes_the_value_of_the_critiques_config(tmp_path):
