@@ -244,8 +244,14 @@ def main(argv=None) -> None:
     args.shard = side_by_side.parse_shard(args.shard)
     doctor.before("evaluate", args.out)
     info = checkpoints.describe(args.checkpoint, args.base)
-    which = (args.studies, args.split, args.image_root, args.limit)
-    chosen = select(*which, allow_outside=args.allow_outside, prompt=args.prompt)
+    chosen = select(
+        args.studies,
+        args.split,
+        args.image_root,
+        args.limit,
+        allow_outside=args.allow_outside,
+        prompt=args.prompt,
+    )
     with claimed(args.out):
         run(args, sys.argv[1:] if argv is None else argv, info, *chosen)
 

@@ -162,8 +162,12 @@ def main(argv=None) -> None:
     texts = {name: phantom.read_predictions(path, studies) for name, path in files.items()}
     rounds = {name: phantom.read_consensus(path, studies) for name, path in others.items()}
     at = {s["id"]: i for i, s in enumerate(studies)}
+
+    def of_film(study: dict, said: dict[str, list]) -> dict:
+        return {name: answers[at[study["id"]]] for name, answers in said.items()}
+
     views = [
-        sample_view(s, root, *({name: said[at[s["id"]]] for name, said in of.items()} for of in (texts, rounds)))
+        sample_view(s, root, of_film(s, texts), of_film(s, rounds))
         for s in pick_samples([s for s in studies if s.get("findings") is not None], args.samples)
     ]
     logs = {"learn": args.learn_log, "critique": args.critique_log}
