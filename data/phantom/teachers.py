@@ -2,11 +2,13 @@
 products, and their error rates say nothing about them.
 
 A teacher is a sensitivity and a specificity by finding, a rate of wrong sides, a rate of refusals and a style
-(styles.py). A world is a table of such teachers, plus how far errors grow along the text (`ramp`) and how far teachers
-err on the same films (`rho`). Errors are sampled from the truth through these numbers and nothing else.
+(styles.py). A world is a table of such teachers, plus how far errors grow along the text (`ramp`), how far teachers err
+on the same films (`rho`) and whether these are the films that mislead (`looks`). Errors are sampled from the truth
+through these numbers and nothing else.
 """
 
 import math
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -74,6 +76,18 @@ MANNERS = {
     "grok-4": (0.25, 0.00),
 }
 
+# A film misleads on a finding when it is there and small, or when it is not and its look-alike is (for pneumothorax the
+# tube, by which real models are known to tell it). With it, how often that is: of the films with the finding, and of
+# those without, measured on 40,000 films of cohort.py.
+SMALL = 0.345
+LOOK_ALIKES = {
+    "Consolidation": ("Pneumonia", 0.359),
+    "Pleural Effusion": ("Atelectasis", 0.197),
+    "Pneumonia": ("Consolidation", 0.332),
+    "Pneumothorax": ("Support Devices", 0.251),
+    "Edema": ("Cardiomegaly", 0.132),
+}
+
 
 def split_accuracy(accuracy, prevalence, tilt):
     """(sensitivity, specificity) with prevalence * sens + (1 - prevalence) * spec = accuracy.
@@ -98,12 +112,14 @@ def _published(tilt):
 
 class World(NamedTuple):
     """`rates`: {teacher: ((sensitivity, specificity) for each of FIVE)}; `ramp`: the k-th of the five statements errs
-    1 - ramp to 1 + ramp times as often as the table says; `rho`: correlation of errors between teachers;
-    `refusals`: {teacher: share} where it differs from MANNERS."""
+    1 - ramp to 1 + ramp times as often as the table says; `rho`: correlation of errors between teachers; `looks`: what
+    they have in common is how the film looks, and not chance; `refusals`: {teacher: share} where it differs from
+    MANNERS."""
 
     rates: dict
     ramp: float = 0.25
     rho: float = 0.0
+    looks: bool = False
     refusals: dict = {}
 
 
@@ -117,6 +133,7 @@ WORLDS = {
     "published": World(_published(TILT), ramp=0.0),
     "published_even": World(_published(dict.fromkeys(TEACHERS, 0.0)), ramp=0.0),
     "correlated": World(BALANCED, rho=0.6),
+    "looks": World(BALANCED, rho=0.6, looks=True),
     "drift": World(_milder(BALANCED, 0.7), ramp=0.9),
     "refusing": World(BALANCED, refusals={"moonshot-v1": 0.35}),
 }
@@ -148,11 +165,30 @@ def answers(study_id, findings, *, seed, world):
     key = [seed, *study_id.encode()]
     shared = np.random.default_rng([*key, 0]).standard_normal(len(FIVE))
     difficulty = dict(zip(FIVE, shared.tolist(), strict=True))
+    if WORLDS[world].looks:
+        difficulty = {label: by_looks(label, findings, number) for label, number in difficulty.items()}
     result = {}
     for number, name in enumerate(TEACHERS, 1):
         rng = np.random.default_rng([*key, number])
         result[name] = simulate(findings, name, world, rng, difficulty)
     return result
+
+
+def by_looks(label, findings, number):
+    """A standard normal `number` moved to where the film's looks put it, still standard normal over films.
+
+    The films that mislead on `label` (see SMALL) share the lowest values, all others the rest.
+    """
+    truth = findings[label]
+    if truth["state"] == "present":
+        misleads, share = truth["severity"] == "small", SMALL
+    else:
+        other, share = LOOK_ALIKES[label]
+        misleads = findings[other]["state"] == "present"
+    normal = NormalDist()
+    place = normal.cdf(number)
+    place = place * share if misleads else share + place * (1.0 - share)
+    return normal.inv_cdf(min(max(place, 1e-12), 1.0 - 1e-12))
 
 
 def simulate(findings, teacher, world, rng, difficulty=None):

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.stats import kstest
 
 from data.findings import is_refusal, read_findings, summarise
 from data.findings_lexicon import FIVE
@@ -96,6 +97,41 @@ def test_correlated_teachers_err_on_the_same_films(studies):
 
     # By finding and kind of error a teacher's rate varies, so even independent teachers correlate a little, or oppose.
     assert agreement("correlated") > agreement("balanced") + 0.1
+
+
+def test_looks_mislead_teachers(studies):
+    def misleads(study, label):
+        truth = study["findings"][label]
+        if truth["state"] == "present":
+            return truth["severity"] == "small"
+        return study["findings"][teachers.LOOK_ALIKES[label][0]]["state"] == "present"
+
+    hard = np.array([[misleads(study, label) for label in FIVE] for study in studies])
+
+    def errors(world, there):
+        truth, said = votes(studies, world)
+        wrong = (said != truth[:, None]) & (said >= 0)
+        return [wrong.mean(axis=1)[(truth == there) & chosen].mean() for chosen in (hard, ~hard)]
+
+    for there in (True, False):
+        misled, plain = errors("looks", there)
+        assert misled > 1.5 * plain
+        misled, plain = errors("correlated", there)
+        assert misled < 1.2 * plain
+
+
+def test_looks_keep_what_films_have_in_common_standard_normal():
+    rng = np.random.default_rng(5)
+    told = []
+    for present in (True, False):
+        share = teachers.SMALL if present else teachers.LOOK_ALIKES["Edema"][1]
+        for number, draw in zip(rng.standard_normal(4000), rng.random(4000), strict=True):
+            state = "present" if present else "absent"
+            severity = ("small" if draw < share else "large") if present else None
+            other = "present" if draw < share else "absent"
+            findings = {"Edema": {"state": state, "severity": severity}, "Cardiomegaly": {"state": other}}
+            told.append(teachers.by_looks("Edema", findings, number))
+    assert kstest(told, "norm").pvalue > 0.01
 
 
 @pytest.mark.parametrize(("world", "growth"), [("balanced", 1.1), ("drift", 2.5)])
