@@ -10,6 +10,8 @@
   misses all that is there. `hallucination_rate` and `miss_rate`: the same as shares of the absent and present findings;
 - `drift`: the held-out films in three equal strata by how much the teachers contradict each other (`conflict_by_film`),
   each with its mean conflict, n, and the accuracy of the student, the consensus and every teacher;
+- `looks`: pairs of a held-out film and one of the five findings, those on which the film misleads
+  (`data.phantom.teachers.misleads`: small findings, look-alikes) and the plain ones: n, and accuracy as in `drift`;
 - `consensus_form`: share of answers that are word for word what the plain form of the consensus would say of their own
   reading;
 - `training`: means of the first and last tenth of the logged steps, a thinned curve, and the displacement: how many
@@ -38,7 +40,8 @@ import numpy as np
 from apo.consensus import SIDES, plain_sentence
 from data.errors import UserError, run_cli
 from data.files import StrPath, read_jsonl, write_atomic
-from data.findings import LABELS, read_findings, summarise
+from data.findings import FIVE, LABELS, read_findings, summarise
+from data.phantom.teachers import misleads
 from data.records import read_studies
 from data.rows import ok_trajectories
 from data.variants import plain_text
@@ -123,6 +126,20 @@ def drift_strata(
             "accuracy": {name: float(values[part].mean()) for name, values in correct.items()},
         }
         for stratum, part in zip(STRATA, parts, strict=True)
+    }
+
+
+def by_looks(studies: Sequence[dict], said: dict[str, Readings]) -> dict[str, Any]:
+    """ "misleading" and "plain" -> {"n": pairs of a film and a finding, "accuracy": of each, null without}."""
+    misled = np.array([[misleads(study["findings"], label) for label in FIVE] for study in studies], bool)
+    truths = [presence.read_truth(study) for study in studies]
+    correct = {name: presence.correct_matrix(truths, readings) for name, readings in said.items()}
+    return {
+        kind: {
+            "n": int(pairs.sum()),
+            "accuracy": {name: _share(values[pairs].sum(), pairs.sum()) for name, values in correct.items()},
+        }
+        for kind, pairs in (("misleading", misled), ("plain", ~misled))
     }
 
 
@@ -331,6 +348,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     others = {"student": readings} | ({} if agreed is None else {"consensus": read_all(agreed)})
     teachers = {name: read_all(texts) for name, texts in teacher_texts(test).items()}
     metrics["drift"] = drift_strata(truths, teachers, others)
+    metrics["looks"] = by_looks(test, teachers | others)
     metrics["consensus_form"] = float(np.mean([in_consensus_form(row["text"]) for row in answers]))
     metrics["cut_off"] = float(np.mean([row.get("finish_reason") == "length" for row in answers]))
     metrics["words"] = float(np.mean([len(row["text"].split()) for row in answers]))

@@ -70,6 +70,11 @@ BY_DRIFT = {
     **{f"{stratum} %": (("drift", stratum, "accuracy", "student"), 100, 1) for stratum in STRATA},
     **{f"consensus, {stratum} %": (("drift", stratum, "accuracy", "consensus"), 100, 1) for stratum in STRATA},
 }
+BY_LOOKS = {
+    f"{title}{kind} %": (("looks", kind, "accuracy", who), 100, 1)
+    for who, title in (("student", ""), ("consensus", "consensus, "))
+    for kind in ("misleading", "plain")
+}
 # how sure a student is of its own report (eval/calibration.py)
 SURE = {
     "films": (("calibration", "films"), 1, 0),
@@ -252,6 +257,7 @@ def text_of(found: list[Block], left: int, rows: dict[str, Row], pictures: dict[
                 "Accuracy by third of the films, by conflict between the teachers from low to high:",
                 BY_DRIFT,
             ),
+            ("Accuracy where films mislead (small findings, look-alikes) and where they are plain:", BY_LOOKS),
             ("How sure the student is of its own report, where it is in the consensus' form:", SURE),
             ("Training and rewards:", TRAINING),
         ):

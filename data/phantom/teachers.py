@@ -76,9 +76,9 @@ MANNERS = {
     "grok-4": (0.25, 0.00),
 }
 
-# A film misleads on a finding when it is there and small, or when it is not and its look-alike is (for pneumothorax the
-# tube, by which real models are known to tell it). With it, how often that is: of the films with the finding, and of
-# those without, measured on 40,000 films of cohort.py.
+# How often a film misleads on a finding (see `misleads`), measured on 40,000 films of cohort.py: the share of the films
+# with it on which it is small; finding -> its look-alike and the share of the films without it that have that. Devices
+# for pneumothorax: real models are known to tell it by the tube.
 SMALL = 0.345
 LOOK_ALIKES = {
     "Consolidation": ("Pneumonia", 0.359),
@@ -174,20 +174,27 @@ def answers(study_id, findings, *, seed, world):
     return result
 
 
+def misleads(findings, label):
+    """Whether a film of the true `findings` looks as if `label`, one of FIVE, were not there or there, against the
+    truth: it is there and small, or it is not and its look-alike is."""
+    if _there(findings, label):
+        return findings[label].get("severity") == "small"
+    return _there(findings, LOOK_ALIKES[label][0])
+
+
+def _there(findings, label):
+    return (findings.get(label) or {}).get("state") == "present"
+
+
 def by_looks(label, findings, number):
     """A standard normal `number` moved to where the film's looks put it, still standard normal over films.
 
-    The films that mislead on `label` (see SMALL) share the lowest values, all others the rest.
+    The films that mislead on `label` share the lowest values, all others the rest.
     """
-    truth = findings[label]
-    if truth["state"] == "present":
-        misleads, share = truth["severity"] == "small", SMALL
-    else:
-        other, share = LOOK_ALIKES[label]
-        misleads = findings[other]["state"] == "present"
+    share = SMALL if _there(findings, label) else LOOK_ALIKES[label][1]
     normal = NormalDist()
     place = normal.cdf(number)
-    place = place * share if misleads else share + place * (1.0 - share)
+    place = place * share if misleads(findings, label) else share + place * (1.0 - share)
     return normal.inv_cdf(min(max(place, 1e-12), 1.0 - 1e-12))
 
 

@@ -100,13 +100,7 @@ def test_correlated_teachers_err_on_the_same_films(studies):
 
 
 def test_looks_mislead_teachers(studies):
-    def misleads(study, label):
-        truth = study["findings"][label]
-        if truth["state"] == "present":
-            return truth["severity"] == "small"
-        return study["findings"][teachers.LOOK_ALIKES[label][0]]["state"] == "present"
-
-    hard = np.array([[misleads(study, label) for label in FIVE] for study in studies])
+    hard = np.array([[teachers.misleads(study["findings"], label) for label in FIVE] for study in studies])
 
     def errors(world, there):
         truth, said = votes(studies, world)
@@ -118,6 +112,16 @@ def test_looks_mislead_teachers(studies):
         assert misled > 1.5 * plain
         misled, plain = errors("correlated", there)
         assert misled < 1.2 * plain
+
+
+def test_a_film_misleads_by_a_small_finding_or_a_look_alike():
+    def film(**severities):
+        return {label.replace("_", " "): {"state": "present", "severity": one} for label, one in severities.items()}
+
+    assert teachers.misleads(film(Edema="small"), "Edema") and not teachers.misleads(film(Edema="large"), "Edema")
+    assert teachers.misleads(film(Support_Devices=None), "Pneumothorax")
+    assert not teachers.misleads(film(Support_Devices=None, Pneumothorax="moderate"), "Pneumothorax")
+    assert not teachers.misleads(film(Support_Devices=None), "Edema") and not teachers.misleads({}, "Pneumonia")
 
 
 def test_looks_keep_what_films_have_in_common_standard_normal():

@@ -8,6 +8,7 @@ from data.errors import UserError
 from data.phantom.cohort import plan
 from eval import presence
 from eval.ablation_metrics import (
+    by_looks,
     conflict_by_film,
     content_words,
     drift_strata,
@@ -89,6 +90,20 @@ def test_drift_strata_by_hand():
     assert middle["accuracy"] == {"student": pytest.approx(0.8), "a": 1.0}
     assert high["accuracy"] == {"student": 1.0, "a": 1.0}
     assert drift_strata(truths[:2], {}, {}) == {}
+
+
+def test_looks_by_hand():
+    films = [study(0, {"Edema": None}), study(1, {"Cardiomegaly": None}), study(2, {"Edema": None})]
+    films[0]["findings"]["Edema"]["severity"] = "small"
+    films[2]["findings"]["Edema"]["severity"] = "large"
+    said = {"misled": [report(), report(Edema="present"), report(Edema="present")], "deaf": ["", "", ""]}
+    found = by_looks(films, {name: read_all(texts) for name, texts in said.items()})
+    assert found["misleading"] == {"n": 2, "accuracy": {"misled": 0.0, "deaf": 0.0}}
+    assert found["plain"] == {"n": 13, "accuracy": {"misled": 1.0, "deaf": 0.0}}
+    none = by_looks(films[2:], {})
+    assert none["misleading"]["n"] == 0
+    nobody = by_looks(films[2:], {"student": read_all([report()])})["misleading"]["accuracy"]
+    assert nobody == {"student": None}, "of no pair there is no accuracy"
 
 
 def test_training_curve_and_displacement():

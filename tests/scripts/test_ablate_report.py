@@ -239,6 +239,15 @@ def test_a_number_of_fewer_seeds_than_its_row_says_so(tmp_path):
     assert "| `pl` | 80.0 (n=1) |" in text and "| `pl_nll` | 80.0 |" in text
 
 
+def test_what_misleads_has_a_table_where_it_was_measured(tmp_path):
+    looks = {"looks": {"misleading": {"accuracy": {"student": 0.4, "consensus": 0.5}}}}
+    assert "films mislead" not in document(tmp_path / "without", [line("pl", 0, 0.8)])
+    text = document(tmp_path / "with", [line("pl", 0, 0.8, **looks), line("pl_nll", 0, 0.9)])
+    rows = text.partition("films mislead")[2].partition(":\n\n")[2].partition("\n\n")[0].split("\n")
+    assert rows[0] == "| row | misleading % | plain % | consensus, misleading % | consensus, plain % |"
+    assert rows[2:] == ["| `pl` | 40.0 |  | 50.0 |  |"], "and no line for a row without"
+
+
 def test_a_row_from_another_training_of_learn_is_marked(tmp_path):
     reference = line("pl_nll", 0, 0.9) | {"ranks": 2, "start": "a"}
     same = line("pl", 0, 0.8) | {"ranks": 1, "start": "a"}
