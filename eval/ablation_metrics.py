@@ -333,6 +333,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
     studies = list(read_studies(args.studies))
+    presence.refuse_without_findings(studies, args.studies)
     test = split_of(studies, "test", args.studies)
     agreed = consensus_texts(test)
     if args.answers:

@@ -7,6 +7,7 @@ from data.errors import UserError
 from data.files import sha256_file
 from data.records import SPLITS, read_studies
 from eval.phantom import split_of
+from eval.presence import refuse_without_findings
 
 # Options of every phantom benchmark: option -> choices, the default first.
 OPTIONS = {"split": ("test", *(split for split in SPLITS if split != "test")), "studies": "studies.jsonl"}
@@ -27,8 +28,6 @@ def read(root: Path, chosen: Mapping[str, str]) -> tuple[list[dict], Path, dict]
             f"{path}: no such file; name a cohort folder with --data-root, or its file with --set studies=FILE"
         )
     studies = split_of(read_studies(path), chosen["split"], path, "check --set split= and the file")
-    for study in studies:
-        if study.get("findings") is None:
-            raise UserError(f"{path}: study {study['id']}: no findings to score against; name a phantom cohort")
+    refuse_without_findings(studies, path)
     fingerprint = {"table": path.name, "sha256": sha256_file(path), "split": chosen["split"], "studies": len(studies)}
     return studies, path.parent.resolve(), fingerprint

@@ -202,6 +202,10 @@ def test_without_answers_the_consensus_is_scored_as_a_student_would_be(make_file
     phantom_main(["--studies", str(studies), "--out", str(results)])
     with pytest.raises(UserError, match=f"{results}: holds 0 rows of kind student, not one"):
         main([*read, "--answers", str(answers)])
+    blank = study(8, {}, split="validate") | {"findings": None}
+    unlabelled = make_file([*films, blank], "unlabelled.jsonl")
+    with pytest.raises(UserError, match=f"{unlabelled}: study validate-8: no findings to score against; name"):
+        main(["--studies", str(unlabelled), *read[2:]])
     results.unlink()
     with pytest.raises(UserError, match=f"{results}: not readable .*make it with python -m eval.phantom"):
         main(read)
