@@ -157,9 +157,10 @@ def sweep_points(block: Block, rows: dict[str, Row], group: str) -> list[tuple[f
 
 
 def sweeps(block: Block, rows: dict[str, Row]) -> str | None:
-    """Accuracy over beta, learning rate and number of negatives: every seed a dot, the means a line."""
+    """Accuracy over beta, learning rate and number of negatives: every seed a dot, the means a line; None where nothing
+    has three values."""
     points = {group: sweep_points(block, rows, group) for group in SWEEPS}
-    points = {group: found for group, found in points.items() if found}
+    points = {group: found for group, found in points.items() if len(found) > 2}
     if not points:
         return None
     figure, axes = new_figure(3 * len(points) + 0.5, 2.8, len(points))

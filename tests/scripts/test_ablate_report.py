@@ -147,7 +147,7 @@ def document(folder, lines):
 
 
 def test_the_document(tmp_path, capsys):
-    words = write(tmp_path, LEDGER)
+    words = write(tmp_path, [*LEDGER, *five("n1", [0.87])])
     assert main([*words, "--check"]) == 1 and "old" in (tmp_path / "evidence.md").read_text()
     assert main(words) == 0
     text = (tmp_path / "evidence.md").read_text()
@@ -155,9 +155,9 @@ def test_the_document(tmp_path, capsys):
     assert "| `pl_nll` | " in text and "| 92.0 (90.0 to 94.0) |" in text
     assert "| 51.0, n=2 |" in text and "88.0, n=1" in text
     assert "| -9.0 (-10.8 to -7.2; p <.001, Holm <.001) |" in text  # spread .0141 over 5 seeds
-    assert "13 runs of 1 commit(s); 0 were made with uncommitted changes." in text
+    assert "14 runs of 1 commit(s); 0 were made with uncommitted changes." in text
     rows = len(ROWS)
-    assert f"Of {rows} rows 2 have 5 seeds, 2 have fewer, {rows - 4} have none: `beta_0.01`, " in text
+    assert f"Of {rows} rows 2 have 5 seeds, 3 have fewer, {rows - 5} have none: `beta_0.01`, " in text
     for kind in ("accuracy", "displacement", "sweeps"):
         name = f"results/phantom_published_{kind}.svg"
         assert f"]({name})" in text and "<svg" in (tmp_path / name).read_text()
@@ -212,7 +212,10 @@ def test_a_sweep_takes_the_reference_at_its_own_value():
     (again,), _ = blocks([*lines, *five("pl_nll_again", [0.8] * 5)], ROWS)
     assert [(value, len(found)) for value, found in sweep_points(again, ROWS, "beta")] == [(0.1, 10), (0.3, 2)]
     assert sweep_points(block, ROWS, "learning rate") == []
-    assert ("published", "phantom_published_sweeps.svg") in figures([block], ROWS)
+    picture = ("published", "phantom_published_sweeps.svg")
+    assert picture not in figures([block], ROWS), "of two values there is no picture"
+    (whole,), _ = blocks([*lines, *five("n1", [0.87])], ROWS)
+    assert picture in figures([whole], ROWS)
 
 
 def test_the_shipped_document_is_what_the_ledger_gives(capsys):
