@@ -46,7 +46,7 @@ from data.records import read_studies
 from data.rows import ok_trajectories
 from data.variants import plain_text
 from eval import presence
-from eval.phantom import consensus_texts, split_of, teacher_texts
+from eval.phantom import consensus_texts, refuse_without_findings, split_of, teacher_texts
 from eval.predict import read_answers
 from eval.report import read_log, read_results
 from eval.statistics import calibration
@@ -129,17 +129,21 @@ def drift_strata(
     }
 
 
-def by_looks(studies: Sequence[dict], said: dict[str, Readings]) -> dict[str, Any]:
-    """ "misleading" and "plain" -> {"n": pairs of a film and a finding, "accuracy": of each, null without}."""
+LOOKS = ("misleading", "plain")
+
+
+def accuracy_by_looks(
+    studies: Sequence[dict], truths: Sequence[presence.Reading], said: dict[str, Readings]
+) -> dict[str, Any]:
+    """One of LOOKS -> {"n": pairs of a film and a finding, "accuracy": of each that speaks, null without a pair}."""
     misled = np.array([[misleads(study["findings"], label) for label in FIVE] for study in studies], bool)
-    truths = [presence.read_truth(study) for study in studies]
     correct = {name: presence.correct_matrix(truths, readings) for name, readings in said.items()}
     return {
         kind: {
             "n": int(pairs.sum()),
             "accuracy": {name: _share(values[pairs].sum(), pairs.sum()) for name, values in correct.items()},
         }
-        for kind, pairs in (("misleading", misled), ("plain", ~misled))
+        for kind, pairs in zip(LOOKS, (misled, ~misled), strict=True)
     }
 
 
@@ -333,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
     studies = list(read_studies(args.studies))
-    presence.refuse_without_findings(studies, args.studies)
+    refuse_without_findings(studies, args.studies)
     test = split_of(studies, "test", args.studies)
     agreed = consensus_texts(test)
     if args.answers:
@@ -349,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     others = {"student": readings} | ({} if agreed is None else {"consensus": read_all(agreed)})
     teachers = {name: read_all(texts) for name, texts in teacher_texts(test).items()}
     metrics["drift"] = drift_strata(truths, teachers, others)
-    metrics["looks"] = by_looks(test, teachers | others)
+    metrics["looks"] = accuracy_by_looks(test, truths, teachers | others)
     metrics["consensus_form"] = float(np.mean([in_consensus_form(row["text"]) for row in answers]))
     metrics["cut_off"] = float(np.mean([row.get("finish_reason") == "length" for row in answers]))
     metrics["words"] = float(np.mean([len(row["text"].split()) for row in answers]))

@@ -263,6 +263,13 @@ def with_findings(studies: Sequence[dict], split: str, path: StrPath) -> tuple[l
     return scored, [said] if left else []
 
 
+def refuse_without_findings(studies: Sequence[dict], path: StrPath) -> None:
+    """Raise UserError, which names `path`, for the first study whose findings are not known."""
+    for study in studies:
+        if study.get("findings") is None:
+            raise UserError(f"{path}: study {study['id']}: no findings to score against; name a phantom cohort")
+
+
 def read_seconds(pairs: Sequence[str], stages_file: str | None) -> dict[str, float]:
     """Seconds by stage, from a stages.json of scripts/stages.py and from STAGE=SECONDS pairs (which win)."""
     seconds: dict[str, float] = {}

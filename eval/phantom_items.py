@@ -6,8 +6,7 @@ from pathlib import Path
 from data.errors import UserError
 from data.files import sha256_file
 from data.records import SPLITS, read_studies
-from eval.phantom import split_of
-from eval.presence import refuse_without_findings
+from eval.phantom import refuse_without_findings, split_of
 
 # Options of every phantom benchmark: option -> choices, the default first.
 OPTIONS = {"split": ("test", *(split for split in SPLITS if split != "test")), "studies": "studies.jsonl"}

@@ -18,7 +18,6 @@ import numpy as np
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from data.errors import UserError
-from data.files import StrPath
 from data.findings import FIVE, read_findings, summarise
 
 UNCERTAIN = ("present", "absent")
@@ -40,13 +39,6 @@ def read_truth(study: dict) -> Reading:
     if findings is None:
         raise UserError(f"study {study['id']}: no findings to score against; add its `findings`, or leave it out")
     return {label: (value["state"], value.get("side")) for label, value in findings.items()}
-
-
-def refuse_without_findings(studies: Sequence[dict], path: StrPath) -> None:
-    """Raise UserError, which names `path`, for the first study whose findings are not known."""
-    for study in studies:
-        if study.get("findings") is None:
-            raise UserError(f"{path}: study {study['id']}: no findings to score against; name a phantom cohort")
 
 
 def is_present(reading: Reading, label: str, uncertain: str = "present") -> bool:

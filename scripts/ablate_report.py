@@ -16,7 +16,7 @@ from pathlib import Path
 from data.errors import UserError, run_cli
 from data.files import write_atomic
 from data.findings import FIVE
-from eval.ablation_metrics import STRATA
+from eval.ablation_metrics import LOOKS, STRATA
 from eval.items import CONSENSUS, MAJORITY
 from eval.statistics import holm
 from eval.table import line as table_line
@@ -66,15 +66,14 @@ BESIDE = {
     "words": (("words",), 1, 0),
 }
 BY_FINDING = {label: (("accuracy", label), 100, 1) for label in FIVE}
-BY_DRIFT = {
-    **{f"{stratum} %": (("drift", stratum, "accuracy", "student"), 100, 1) for stratum in STRATA},
-    **{f"consensus, {stratum} %": (("drift", stratum, "accuracy", "consensus"), 100, 1) for stratum in STRATA},
-}
-BY_LOOKS = {
-    f"{title}{kind} %": (("looks", kind, "accuracy", who), 100, 1)
-    for who, title in (("student", ""), ("consensus", "consensus, "))
-    for kind in ("misleading", "plain")
-}
+BY_DRIFT, BY_LOOKS = (
+    {
+        f"{title}{part} %": ((metric, part, "accuracy", who), 100, 1)
+        for who, title in (("student", ""), ("consensus", "consensus, "))
+        for part in parts
+    }
+    for metric, parts in (("drift", STRATA), ("looks", LOOKS))
+)
 # how sure a student is of its own report (eval/calibration.py)
 SURE = {
     "films": (("calibration", "films"), 1, 0),

@@ -229,8 +229,8 @@ def simulate(findings, teacher, world, rng, difficulty=None):
 
 
 def _claim(label, findings, rates, growth, wrong_side, luck, rng):
-    truth = findings.get(label) or {"state": "absent"}
-    there = truth["state"] == "present"
+    truth = findings.get(label) or {}
+    there = _there(findings, label)
     error = (1.0 - rates[0] if there else 1.0 - rates[1]) * growth
     says = there ^ (0.5 * math.erfc(-luck / math.sqrt(2.0)) < error)
     # Drawn whether needed or not: one claim then never shifts the random numbers of the next.

@@ -8,7 +8,7 @@ from data.errors import UserError
 from data.phantom.cohort import plan
 from eval import presence
 from eval.ablation_metrics import (
-    by_looks,
+    accuracy_by_looks,
     conflict_by_film,
     content_words,
     drift_strata,
@@ -97,13 +97,14 @@ def test_looks_by_hand():
     films[0]["findings"]["Edema"]["severity"] = "small"
     films[2]["findings"]["Edema"]["severity"] = "large"
     said = {"misled": [report(), report(Edema="present"), report(Edema="present")], "deaf": ["", "", ""]}
-    found = by_looks(films, {name: read_all(texts) for name, texts in said.items()})
+    truths = [presence.read_truth(film) for film in films]
+    found = accuracy_by_looks(films, truths, {name: read_all(texts) for name, texts in said.items()})
     assert found["misleading"] == {"n": 2, "accuracy": {"misled": 0.0, "deaf": 0.0}}
     assert found["plain"] == {"n": 13, "accuracy": {"misled": 1.0, "deaf": 0.0}}
-    none = by_looks(films[2:], {})
+    none = accuracy_by_looks(films[2:], truths[2:], {})
     assert none["misleading"]["n"] == 0
-    nobody = by_looks(films[2:], {"student": read_all([report()])})["misleading"]["accuracy"]
-    assert nobody == {"student": None}, "of no pair there is no accuracy"
+    nobody = accuracy_by_looks(films[2:], truths[2:], {"student": read_all([report()])})
+    assert nobody["misleading"]["accuracy"] == {"student": None}, "of no pair there is no accuracy"
 
 
 def test_training_curve_and_displacement():
