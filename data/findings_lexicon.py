@@ -477,9 +477,9 @@ TRIGGERS: tuple[tuple[str, str, str], ...] = (
     (
         "hedge_post",
         "may|might|could|need|possib|consider|suspect|question|equivocal|probable|likely|indetermin|"
-        "uncertain|evalua|assess|?",
+        "uncertain|evalua|assess|exclude|ruled|?",
         r"\b(?:may|might|could) (?:also )?(?:be (?:present|considered)|exist)\b|"
-        r"\bneeds? to be (?:considered|excluded)\b|"
+        r"\b(?:needs? )?to be (?:considered|excluded|ruled out)\b|"
         r"(?<!there )\b(?:is|are|remains?|be)(?: a| also| an)? (?:possibility|possible|considered?|"
         r"consideration|suspected|questionable|equivocal|probable|likely|indeterminate|"
         r"uncertain)\b(?! (?:due|because|secondary|related|represent|reflect|to|in|at|on|a|an|the)\b)|"
@@ -493,8 +493,8 @@ TRIGGERS: tuple[tuple[str, str, str], ...] = (
         "no |without",
         r"\b(?:no|without)(?: (?:definite|convincing|clear|obvious|gross|overt|radiographic|"
         r"significant|visible|discernible|direct|acute|current|plain|any|the|film|imaging|apparent))*"
-        r" (?:evidence|signs?|indications?|suggestion|features?|findings?|suspicion|"
-        r"radiographic evidence|hint|trace|proof)"
+        r" (?:evidence|signs?|indications?|suggestion|features?|"
+        r"findings?(?= (?:of|for|to|sugg|cons|comp|ind))|suspicion|radiographic evidence|hint|trace|proof)"
         r"(?: (?:of|for|to suggest|suggesting|suggestive of|consistent with|compatible with|"
         r"indicating|or))*\b(?: (?:an?|any)\b)?",
     ),
@@ -513,13 +513,15 @@ TRIGGERS: tuple[tuple[str, str, str], ...] = (
         rf"\bcannot){_ADV} {_SEEN}\b|"
         r"(?:[:=?(]| -) ?(?:\u2717|none\b|nil\b|absent\b|negative\b|not \w+|no\b(?= ?[,.;)]| ?$|"
         r"\s+\()|no (?=evidence|sign|abnormal|finding)|false\b|unlikely\b|excluded\b|resolved\b|"
-        r"normal\b|clear\b)|\bnone\b|\b(?:is|are|was|were) not(?=[,.;]| ?$)",
+        r"normal\b|clear\b)|\b(?<!be )(?:ruled out|excluded)\b(?=[,.;)]| ?$)|\bnone\b|"
+        r"\b(?:is|are|was|were) not(?=[,.;]| ?$)",
     ),
     (
         "neg_pre",
         "no|without|negative|free|clear|absen|lack|devoid|resol|denies|never|neither|nil|exclud|rul|"
         "rather|instead|against|unlikely|fail|\u2717|n't",
-        r"\b(?:no|without|neither|nor|negative for|free (?:of|from)|clear (?:of|from)|absence of|"
+        r"\b(?:no|nothing(?: to (?:suggest|indicate)| suggest\w*| indicat\w*)?|"
+        r"without|neither|nor|negative for|free (?:of|from)|clear (?:of|from)|absence of|"
         r"absent|lack of|lacks|lacking|devoid of|resolution of|resolved|clearing of|denies|never|nil|"
         r"(?:excludes?|excluding|rul(?:es|ed|ing) out)|rather than|instead of|exclud(?:e|es|ing)|"
         r"argues? against|against|unlikely(?: to (?:be|represent|reflect))?|fails? to (?:show|"
@@ -660,6 +662,18 @@ HEADING_FILLER = (
     r"status|presence|key|step|pulmonary|acute|subtle|suspected|no|trace)\b|left-sided|"
     r"right-sided|[\d().,/&:\s\-]"
 )
+# A heading whose list holds what is not there: "Absent:", "Pertinent negatives:", "There is no:", "Findings not seen:".
+DENYING = (
+    r"(?!.*\bnot (?:excluded|ruled out)\b)(?=.*\b(?:no|not|none|absent|negatives?|without|excluded|ruled out)\b)"
+    r"(?:(?:pertinent|relevant|significant|important|key|the|following|findings?|labels?|signs?|evidence|of|for|"
+    r"there|is|are|was|were|i|see|any|on|this|film|image|x-?ray|radiograph|seen|present|identified|visible|detected|"
+    r"found|observed|noted|evident|no|not|none|absent|negatives?|without|excluded|ruled out)(?:[\s,:-]+|$))+"
+)
+# A line that is only the answer to the name above it.
+VERDICT = (
+    r"\W*(?:absent|present|none|no|yes|nil|negative|positive|possible|uncertain|not (?:seen|present|identified|visible|"
+    r"detected|found|observed|noted|evident))\W*"
+)
 EVIDENCE = (
     r"\b(?:left|right|bilateral\w*|both|opaci\w+|densit\w+|dense\w*|fluid|blunt\w*|obscur\w*|"
     r"blur\w*|collaps\w*|volume|shift\w*|elevat\w*|displac\w*|lucen\w+|"
@@ -676,7 +690,7 @@ BLOCK_NEGATIVE = (
     r"\b(?:is|are|was|were|appears?|remains?) (?:absent|clear|normal|unremarkable|sharp|intact|"
     r"negative|well[- ]preserved)\b|\bnot (?:seen|present|identified|evident|visible|detected|"
     r"noted|observed|found|appreciated|blunted|obscured)\b|"
-    r"\b(?:is|are|was|were) no\b|\bextend(?:s|ing)? (?:to|all the way)|\b(?:unlikely|resolved|"
+    r"\b(?:is|are|was|were) no(?:ne)?\b|\bextend(?:s|ing)? (?:to|all the way)|\b(?:unlikely|resolved|"
     r"ruled out)\b|(?<!cannot be )(?<!not )\bexcluded\b|\bno (?:evidence|signs?|abnormal\w*|"
     r"visible|definite|obvious|[a-z]+ (?:seen|identified|evident))\b"
 )
