@@ -98,6 +98,22 @@ def hear(study: dict) -> Heard:
     return heard
 
 
+def in_context(claim: Claim, says: dict[str, Decision]) -> Decision:
+    """What a claim states as a part of its text, `says` being the summary of it.
+
+    "Small left effusion. Small right effusion." states bilateral effusion, in each of its sentences.
+    """
+    state, side = says[claim.label]
+    return (state, side if claim.side else None) if claim.state == state else (claim.state, claim.side)
+
+
+def denies_another_side(a: Decision, b: Decision) -> bool:
+    """Whether one denies a finding on one side only, and the other has it on the other: "no left effusion" says nothing
+    against a right one."""
+    denied, seen = (a, b) if a[0] == "absent" else (b, a)
+    return (denied[0], seen[0]) == ("absent", "present") and {denied[1], seen[1]} == {"left", "right"}
+
+
 def presence_votes(heard: Sequence[Heard], teachers: Sequence[str], label: str) -> np.ndarray:
     """[studies, teachers] of 1 (present), 0 (absent or silent), -1 (uncertain, or no ok trajectory)."""
     votes = np.full((len(heard), len(teachers)), -1, np.int8)
@@ -385,7 +401,7 @@ def _mark(state: str, side: str | None, decision: Decision | None) -> str:
     if "uncertain" in (state, decision[0]):
         return "uncertain"
     if decision[0] != state:
-        return "conflict"
+        return "consistent" if denies_another_side((state, side), decision) else "conflict"
     return "conflict" if side and decision[1] and side != decision[1] and state == "present" else "consistent"
 
 
@@ -420,7 +436,8 @@ def make_audit(
             entry["source"] = sources[label]
         out["findings"][label] = entry
     for teacher, claims in one.claims.items():
-        marks = [[c.start, c.end, c.label, _mark(c.state, c.side, findings.get(c.label))] for c in claims]
+        says = one.says[teacher]
+        marks = [[c.start, c.end, c.label, _mark(*in_context(c, says), findings.get(c.label))] for c in claims]
         out["spans"][teacher] = [list(m) for m in dict.fromkeys(map(tuple, marks))]
     for label, start, end, _ in pieces:
         corrected = out["findings"].get(label, {}).get("corrected")

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from apo.consensus import Decision, Heard, hear, words
+from apo.consensus import Decision, Heard, denies_another_side, hear, in_context, words
 from apo.stationarity import BINS, holm, permutation_tests
 from data.errors import UserError, run_cli
 from data.files import sha256_file, write_atomic
@@ -57,7 +57,9 @@ DEFINITIONS = {
     "state": "What a text says of a finding is read by rules (data/findings.py): present, absent or uncertain, with a "
     "side. In the consensus, silence is absent: it drops what has no support.",
     "conflict": "Two texts both speak of a finding without hedging, and one says present and the other absent, or both "
-    "say present and name different sides. Rates are shares of the findings that both speak of without hedging.",
+    "say present and name different sides. A claim counts as what its whole text makes of it: left in one sentence and "
+    "right in the next is bilateral, and who denies one side does not contradict the other. Rates are shares of the "
+    "findings that both speak of without hedging.",
     "laterality": "Opposed: left against right. Partial: bilateral against one side. Rates are shares of the present "
     "findings for which both name a side.",
     "unsupported": "One text says present where the other is silent: counted, no conflict.",
@@ -136,7 +138,7 @@ def outcome(a: Decision | None, b: Decision | None) -> int:
     if "uncertain" in (a[0], b[0]):
         return UNCERTAIN
     if a[0] != b[0]:
-        return STATE
+        return AGREE if denies_another_side(a, b) else STATE
     if a[0] == "absent" or not (a[1] and b[1]):
         return AGREE
     if a[1] == b[1]:
@@ -277,7 +279,7 @@ def _measure_claims(one: Heard, decisions: dict, part: dict) -> None:
         for claim in claims:
             if claim.state == "uncertain":
                 continue
-            mine = (claim.state, claim.side)
+            mine = in_context(claim, one.says[teacher])
             against = [outcome(mine, says.get(claim.label)) for name, says in one.says.items() if name != teacher]
             against = [code in CONFLICTS for code in against if code in COMPARABLE]
             code = outcome(mine, decisions.get(claim.label))

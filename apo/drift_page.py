@@ -11,7 +11,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from apo.consensus import Decision, Heard, hear
+from apo.consensus import Decision, Heard, hear, in_context
 from apo.drift import CONFLICTS, OUTCOMES, STATE, consensus_decisions, outcome
 from apo.stationarity import BINS
 from data import pages
@@ -132,8 +132,8 @@ def mark(claim: Claim, teacher: str, one: Heard, decisions: dict[str, Decision] 
     Against the consensus; where there is none, in conflict if it is with more than half of the other teachers who speak
     of the finding without hedging, and unmarked if nobody does.
     """
-    mine = (claim.state, claim.side)
-    said = f"{claim.label}: {words_of(mine)}"
+    mine = in_context(claim, one.says[teacher])
+    said = f"{claim.label}: {words_of((claim.state, claim.side))}"
     if decisions is not None:
         theirs = decisions[claim.label]
         note = f"{said} (consensus: {words_of(theirs)})"

@@ -387,6 +387,13 @@ def test_unknown_compose_is_refused():
 # --- audit ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("text", ["Small left effusion. Small right effusion.", "Right effusion. No left effusion."])
+def test_audit_marks_no_conflict_where_all_say_the_same_of_two_sides(text):
+    (result,) = vote([study([text] * 3)])
+    assert result["audit"]["findings"]["Pleural Effusion"]["corrected"] == []
+    assert {kind for spans in result["audit"]["spans"].values() for *_, kind in spans} == {"consistent"}
+
+
 def test_audit_is_complete():
     texts = [
         "Left effusion. Cardiomegaly.",

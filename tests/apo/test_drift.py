@@ -182,6 +182,33 @@ def test_processes_do_not_change_the_numbers():
 # --- depth ----------------------------------------------------------------------------------------------------------
 
 
+TWO_SIDED = [
+    "Small left effusion. Small right effusion.",
+    "Right effusion. No left effusion.",
+    "Left pneumothorax. The right lung shows no pneumothorax.",
+    "Bilateral effusions. The left effusion is large.",
+]
+
+
+@pytest.mark.parametrize("text", TWO_SIDED)
+def test_texts_that_say_the_same_are_in_no_conflict_anywhere(text):
+    one = study({"a": text, "b": text, "c": text}, consensus=text)
+    claims = drift.measure([one])["claims"]
+    assert len(claims) == 6 and claims["conflict"].tolist() == claims["error"].tolist() == [0.0] * 6
+    heard = hear(one)
+    for decisions in (consensus_decisions(text), None):
+        for claim in heard.claims["a"]:
+            assert drift_page.mark(claim, "a", heard, decisions)[0] == "consistent"
+
+
+def test_a_denial_of_one_side_contradicts_that_side_and_both():
+    denial = ("absent", "left")
+    assert outcome(denial, ("present", "right")) == outcome(("present", "right"), denial) == drift.AGREE
+    for side in ("left", "bilateral", None):
+        assert outcome(denial, ("present", side)) == drift.STATE
+    assert outcome(("absent", None), ("present", "right")) == drift.STATE
+
+
 def test_depth_bins():
     spans = ((0, 10), (9, 11), (10, 11), (99, 100), (100, 100))
     assert [drift.depth_bin(*span, 100) for span in spans] == [0, 1, 1, 9, 9]
