@@ -20,7 +20,7 @@ from apo.flops import Setup, Study
 from apo.plan_text import show
 from data.errors import UserError, run_cli
 from data.files import write_atomic
-from scripts.settings import as_bool, as_count, as_list, read_config
+from scripts.settings import as_bool, as_count, as_list, read_config, stage_of
 
 TEXT_TOKENS = 60  # system prompt, question and the marks of the chat template
 FILM_TOKENS = 1280  # max_pixels 1,003,520
@@ -84,6 +84,14 @@ def resolve_model(settings: dict, config: Path | None, size: str | None) -> tupl
         f"{config}: model {name} is not on disk and names no released size; pass --model-size "
         f"{'|'.join(shapes.RELEASED)}"
     )
+
+
+def read_training(path: Path) -> dict:
+    """The settings of a configuration of Learn or Critique. Raises UserError as read_config, and for one of Collect."""
+    stage = stage_of(path)
+    if stage == "collect":
+        raise UserError(f"{path}: asks teachers and trains nothing; give a training configuration of configs/")
+    return read_config(stage, path)
 
 
 def zero_stage(settings: dict) -> int:
@@ -178,7 +186,7 @@ def make_plan(config, settings: dict, args: argparse.Namespace) -> dict:
         "setup": setup._asdict(),
         "study": study._asdict(),
         "parameters": {**counts._asdict(), "total": counts.total, "trained": memory.trainable(counts, setup)},
-        "flops": plan_flops(shape, study, setup, args),
+        "flops": plan_flops(shape, study, setup, args, whole_studies=as_bool(settings, "share_prefix")),
         "memory": plan_memory(shape, counts, study, setup, args.gpu_memory),
         "notes": notes,
     }
@@ -219,12 +227,13 @@ def draw_figure(path: Path, config, model: str, plan: dict) -> None:
     draw_panels(panels, path, title, "FLOP ratio (by formula)")
 
 
-def plan_flops(shape, study: Study, setup: Setup, args: argparse.Namespace) -> dict:
+def plan_flops(shape, study: Study, setup: Setup, args: argparse.Namespace, *, whole_studies: bool) -> dict:
+    """FLOPs, hours and ratios of the ways to train; whole_studies: a row of Learn, too, is a study."""
     learn, critique = flops.learn_ways(shape, study, setup), flops.critique_ways(shape, study, setup)
     ways = {}
     for stage, found in (("learn", learn), ("critique", [critique[0], flops.cached(critique[0]), *critique[1:]])):
-        # Learn's batch counts rows, one a trajectory; Critique's counts studies.
-        a_step = setup.batch / (study.trajectories if stage == "learn" else 1)
+        # Learn's batch counts rows, one a trajectory if they do not share the film; Critique's counts studies.
+        a_step = setup.batch / (study.trajectories if stage == "learn" and not whole_studies else 1)
         for way in found:
             parts = {
                 key: (a + b) / 1e12 for key, a, b in zip(flops.Cost._fields, way.policy, way.reference, strict=True)
@@ -311,8 +320,7 @@ def in_gib(parts) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(sys.argv[1:] if argv is None else argv)
-    # Critique's argument names are Learn's and more.
-    settings = read_config("critique", args.config) if args.config else {}
+    settings = read_training(args.config) if args.config else {}
     config, model = resolve_model(settings, args.config, args.model_size)
     plan = make_plan(config, settings, args)
     print(show(plan, model, args))

@@ -8,6 +8,7 @@ import contextlib
 import json
 import re
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ from apo.flops import Setup, Study
 from apo.head import selected_logps
 from apo.plan import figure_panels, main
 from data.errors import UserError
+from scripts.settings import stage_of
 
+ROOT = Path(__file__).parents[2]
 STUDY = Study(prompt=616, film=576, response=200, trajectories=7)
 RESPONSES = STUDY.trajectories + 1
 LAYERS = 2
@@ -380,6 +383,34 @@ def test_settings_come_from_the_configuration(capsys, tmp_path):
     assert "over max_length 400" in text
     assert plan["parameters"]["trained"] == plan["parameters"]["language"] + plan["parameters"]["vision"]
     assert plan["flops"]["hours"]["critique_cached"] < plan["flops"]["hours"]["critique"]
+
+
+TRAINING = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if stage_of(path) != "collect"]
+
+
+@pytest.mark.parametrize(
+    "config", [path for path in CONFIGS if stage_of(path) != "collect"], ids=lambda path: path.stem
+)
+def test_every_shipped_training_configuration_is_planned(capsys, tmp_path, config):
+    plan, _ = planned(capsys, tmp_path, config, "--model-size", "3B")
+    assert plan["flops"]["hours"]["learn"] > 0
+
+
+def test_a_configuration_of_collect_is_no_training():
+    with pytest.raises(UserError, match="asks teachers and trains nothing"):
+        main([str(ROOT / "configs/collect_example.yaml")])
+
+
+def test_a_row_of_learn_that_is_a_study_counts_as_one(capsys, tmp_path):
+    def a_step(line):
+        config = tmp_path / "run.yaml"
+        config.write_text(f"model: Qwen/Qwen2.5-VL-3B-Instruct\neffective_batch_size: 28\n{line}\n", encoding="utf-8")
+        ways = planned(capsys, tmp_path, config)[0]["flops"]["ways"]
+        return {name: ways[name]["pflop_a_step"] for name in ("learn: shared", "critique: shared")}
+
+    rows, studies = a_step(""), a_step("share_prefix: true")
+    assert studies["learn: shared"] == pytest.approx(7 * rows["learn: shared"])
+    assert studies["critique: shared"] == rows["critique: shared"]
 
 
 def test_a_checkpoint_folder_is_read(capsys, tmp_path, student_dir):
