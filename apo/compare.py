@@ -35,6 +35,9 @@ from data.files import append_jsonl, claimed, dump_line, read_jsonl, refuse_inpu
 from data.records import ALLOW_OUTSIDE, PLACEHOLDER, image_paths, read_studies, require_images, root_of, write_studies
 from scripts import doctor, machine, side_by_side
 
+WHOLE = (1, 1)  # the shard that is all of the file
+NOT_ONE = "{}: not one consensus could be made; nothing was written"
+
 Write = Callable[[Sequence[tuple[str, Sequence[str]]]], list[tuple[str, str]]]
 
 
@@ -206,7 +209,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args.shard = side_by_side.parse_shard(args.shard)
     if args.strategy in NEEDS_MODEL and args.checkpoint == "-":
         raise UserError(f"--strategy {args.strategy} needs a checkpoint; give the Learn stage's checkpoint-N folder")
-    if args.strategy not in NEEDS_MODEL and args.shard != (1, 1):
+    if args.strategy not in NEEDS_MODEL and args.shard != WHOLE:
         raise UserError(f"--shard: {args.strategy} is fitted on all studies together, without a model; leave it out")
     if args.strategy not in NEEDS_MODEL and args.processes > 1:
         raise UserError(
@@ -259,9 +262,9 @@ def run_here(args: argparse.Namespace, info: dict | None, root: str, studies: li
         form = {"compose": args.compose} if args.strategy in COMPOSES else {}
         everything = STRATEGIES[args.strategy](studies, **form)
         results = [everything[k] for k in chosen]
-    if chosen and not any(results):
+    if chosen and not any(results) and args.shard == WHOLE:  # a shard without any may be a small one
         print(summary(args.strategy, [studies[k] for k in chosen], results, failed))
-        raise UserError(f"{args.studies}: not one consensus could be made; nothing was written")
+        raise UserError(NOT_ONE.format(args.studies))
     replaced = sum(studies[k].get("consensus") is not None for k in chosen)
     for k, result in zip(chosen, results, strict=True):
         studies[k].pop("consensus", None)
@@ -294,7 +297,12 @@ def run_side_by_side(args: argparse.Namespace, argv: Sequence[str], root: str) -
     words = [*argv, "--made", str(store_of(args.out))]
     status = side_by_side.run("apo.compare", words, args.out, args.shard, args.processes, args.device)
     gather_rows(args.out)
-    count = put_together(args.out, args.processes)
+    parts = [side_by_side.part_of(args.out, number) for number in range(1, args.processes + 1)]
+    made = (one for part in parts for one in read_studies(part) if args.split in ("all", one["split"]))
+    if args.shard == WHOLE and not any(one.get("consensus") for one in made):
+        remove_parts(args.out)
+        raise UserError(NOT_ONE.format(args.studies))
+    count = put_together(args.out, parts)
     manifest.write(args.out, {"studies": args.studies}, made_with(args))
     print(f"written: {args.out} ({count} studies, image paths relative to {root})")
     return status
@@ -316,9 +324,8 @@ def gather_rows(out: Path) -> None:
         part.unlink()
 
 
-def put_together(out: Path, processes: int) -> int:
+def put_together(out: Path, parts: Sequence[Path]) -> int:
     """Write the processes' studies to `out` in the order of the file, remove the parts; how many studies."""
-    parts = [side_by_side.part_of(out, number) for number in range(1, processes + 1)]
 
     def studies() -> Iterator[dict]:
         for group in zip_longest(*map(read_studies, parts)):

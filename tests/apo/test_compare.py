@@ -178,8 +178,10 @@ def test_interrupted_run_goes_on_where_it_stopped(studies, fake):
     assert fake.asked == [] and out.read_bytes() == again
 
 
-@pytest.mark.parametrize("then", ["1", "2", "3"])
-def test_interrupted_processes_go_on_with_as_many_as_are_wanted(studies, fake, monkeypatch, then):
+@pytest.fixture
+def in_turn(monkeypatch):
+    """Processes side by side become calls one after the other."""
+
     def one_after_the_other(module, argv, out, shard, processes, device):
         assert module == "apo.compare"
         for number in range(1, processes + 1):
@@ -189,6 +191,23 @@ def test_interrupted_processes_go_on_with_as_many_as_are_wanted(studies, fake, m
         return 0
 
     monkeypatch.setattr(side_by_side, "run", one_after_the_other)
+
+
+def test_a_process_whose_studies_give_no_consensus_does_not_stop_the_others(studies, fake, in_turn):
+    """Of six processes the fifth has one study, without an ok trajectory."""
+    _, whole = run(studies, out="whole.jsonl")
+    status, out = run(studies, "--processes", "6")
+    assert status == 0 and out.read_bytes() == whole.read_bytes()
+    assert [row.get("consensus") is None for row in load(out, studies.parent)] == [False] * 4 + [True, False]
+    rows = [json.loads(line) for line in studies.read_text().splitlines()]
+    studies.write_text(json.dumps(rows[4]) + "\n")
+    with pytest.raises(UserError, match="not one consensus"):
+        run(studies, "--processes", "2", out="none.jsonl")
+    assert not list(out.parent.glob("none.jsonl*"))
+
+
+@pytest.mark.parametrize("then", ["1", "2", "3"])
+def test_interrupted_processes_go_on_with_as_many_as_are_wanted(studies, fake, in_turn, then):
     _, whole = run(studies, "--batch-size", "1", out="whole.jsonl")
     fake.asked.clear()
     fake.stop_after = 4
