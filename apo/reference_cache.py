@@ -1,9 +1,9 @@
 """Log-probs of the frozen reference on disk: computed once, then read.
 
 The reference never changes, so neither do its log-probs. A cache folder belongs to exactly one reference:
-`identity.json` names everything the numbers depend on (weights, dtype, attention, template, library versions), and
-opening the folder under another identity is an error. A number is found by a digest of the prompt's token ids, the
-film's pixels and the response's token ids. `--beta` is not part of it: rewards are formed afterwards.
+`identity.json` names everything the numbers depend on (weights, configuration, dtype, attention, template, library
+versions), and opening the folder under another identity is an error. A number is found by a digest of the prompt's
+token ids, the film's pixels and the response's token ids. `--beta` is not part of it: rewards are formed afterwards.
 
 Every process appends to a file of its own, one line a response, so ranks and restarted runs cannot disturb each other.
 `complete.json` is written by the `apo_cache_only` pass once every response of the training set was found again; from
@@ -20,6 +20,8 @@ import torch
 from torch import nn
 
 IDENTITY, COMPLETE = "identity.json", "complete.json"
+# What a model's configuration says that no number depends on, or that identity.json has under a name of its own.
+UNUSED = ("transformers_version", "architectures", "use_cache", "dtype", "torch_dtype")
 
 
 def _digest(parts: Iterable[bytes]) -> str:
@@ -59,6 +61,24 @@ def reference_parameters(model: nn.Module, adapter: str | None) -> Iterator[tupl
         if not is_adapter or f".{own}" in name:
             name = name.removeprefix("base_model.model.")
             yield name.replace(".base_layer", "").replace(".original_module", ""), parameter
+
+
+def config_digest(model: nn.Module, adapter: str | None) -> str:
+    """Digest of the settings that the numbers depend on beside the weights: the model's configuration (rotary scaling,
+    norms, window) without names, versions and caches, and the scale of the reference's adapter where it is one."""
+
+    def settled(value):
+        if isinstance(value, dict):
+            kept = {k: settled(v) for k, v in value.items() if not str(k).startswith("_")}
+            return {k: v for k, v in kept.items() if k not in UNUSED}
+        return value
+
+    settings = settled(model.config.to_dict())
+    adapters = getattr(model, "peft_config", {})
+    if adapter is not None or "ref_adapter" in adapters:
+        own = adapters[adapter or "ref_adapter"]
+        settings["adapter"] = {k: getattr(own, k, None) for k in ("r", "lora_alpha", "use_rslora")}
+    return _digest([json.dumps(settings, sort_keys=True, default=str).encode()])
 
 
 def response_keys(group: dict) -> list[str]:

@@ -13,13 +13,14 @@ import transformers
 from swift.rlhf_trainers import DPOTrainer
 from swift.utils import get_logger
 from torch import nn
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers.trainer_utils import TrainOutput
 
 from apo import group, options
 from apo.forward import ResponseLogps, check_template, forward_logps, settle_attention
 from apo.loss import LOSSES, group_metrics
-from apo.reference_cache import ReferenceCache, reference_parameters, weights_digest
+from apo.reference_cache import ReferenceCache, config_digest, reference_parameters, weights_digest
 from apo.resume import ResumesWhole
 from apo.vision import is_frozen, one_look, same_weights
 from apo.windows import use_window_attention
@@ -47,7 +48,7 @@ def check_arguments(args, template) -> None:
         raise ValueError(f"--label_smoothing must be in [0, 0.5), got {args.label_smoothing}")
     if args.rpo_alpha is not None and not args.rpo_alpha >= 0:
         raise ValueError(f"--rpo_alpha must not be negative, got {args.rpo_alpha}")
-    for flag in ("reference_free", "use_weighting", "ld_alpha"):
+    for flag in ("reference_free", "use_weighting", "ld_alpha", "loss_weights"):
         if getattr(args, flag, None):
             raise ValueError(f"--{flag} has no meaning for --loss_type {LOSS_TYPE}; leave it out")
     check_template(template, args)
@@ -145,6 +146,7 @@ class APOTrainer(ResumesWhole, DPOTrainer):
         parameters = reference_parameters(reference, self.ref_adapter_name)
         identity = {
             "weights": weights_digest(parameters),
+            "config": config_digest(reference, self.ref_adapter_name),
             "dtype": str(reference.dtype),
             "autocast": str(self._peft_has_been_casted_to_bf16 or self.accelerator.mixed_precision),
             "attention": f"{self.options.layout} {self.attention.kind} {self.attention.implementation}",
@@ -166,14 +168,20 @@ class APOTrainer(ResumesWhole, DPOTrainer):
             logger.info(f"APO: reference cache: {self.cache.hits} responses read, {self.cache.computed} computed")
         return result
 
+    def _share(self, dataset, batch_size: int) -> DataLoader:
+        """This rank's rows of a data set; stock loaders leave out, or give twice, what ranks cannot share evenly."""
+        ranks = range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes)
+        workers = self.args.dataloader_num_workers
+        return DataLoader(Subset(dataset, ranks), batch_size, collate_fn=self.data_collator, num_workers=workers)
+
     def _fill_cache(self) -> TrainOutput:
         """Compute and verify the reference log-probs of all training and validation rows; each rank takes its share."""
         self.template.register_post_encode_hook(self._models())
         if self.ref_model is None:
             self.accelerator.unwrap_model(self.model).to(self.args.device)  # training would have done so later
-        loaders = [self.get_train_dataloader()]
+        loaders = [self._share(self.train_dataset, self.args.per_device_train_batch_size)]
         if self.eval_dataset is not None:
-            loaders.append(self.get_eval_dataloader())
+            loaders.append(self._share(self.eval_dataset, self.args.per_device_eval_batch_size))
         seen: set[str] = set()
         visited = 0
         for loader in loaders:
@@ -187,13 +195,13 @@ class APOTrainer(ResumesWhole, DPOTrainer):
         self.accelerator.wait_for_everyone()
         self.cache.reload()
         lost = len(seen - self.cache.logps.keys())
-        studies = sum(len(loader.dataset) for loader in loaders)
+        studies = len(self.train_dataset) + len(self.eval_dataset or ())
         totals = torch.tensor([lost, visited], device=self.accelerator.device)
         lost, visited = self.accelerator.reduce(totals, reduction="sum").tolist()
         if lost or visited < studies:
             raise ValueError(
                 f"reference cache {self.cache.folder}: {lost} response(s) not found again, {visited} of {studies} "
-                "studies visited; are all ranks on one file system and dataloader_drop_last false? Run it again"
+                "studies visited; are all ranks on one file system? Run it again"
             )
         if self.is_world_process_zero():
             self.cache.mark_complete()

@@ -1,5 +1,7 @@
 """Two ranks train like one: DDP, and DeepSpeed ZeRO-2 within bfloat16."""
 
+import json
+
 import pytest
 
 from tests.apo.cases import column, make_many_rows, train, train_on_ranks, write_rows
@@ -68,7 +70,10 @@ def test_zero2_in_bfloat16(groups, student_dir, tmp_path):
     assert_same(two, one, loss=BFLOAT16, grad=2e-2)
 
 
-def test_two_ranks_fill_one_reference_cache(groups, student_dir, tmp_path):
+@pytest.mark.parametrize("left_out", [0, 1])
+def test_two_ranks_fill_one_reference_cache(studies, student_dir, tmp_path, left_out):
+    """Also where two ranks cannot share the rows evenly."""
+    groups = write_rows(tmp_path / "rows.jsonl", studies[0][left_out:])
     live, _ = train(student_dir, groups, tmp_path / "live")
     cache = {"apo_cache_dir": str(tmp_path / "cache")}
     train_on_ranks(
@@ -81,4 +86,6 @@ def test_two_ranks_fill_one_reference_cache(groups, student_dir, tmp_path):
     )
     assert (tmp_path / "cache" / "complete.json").exists()
     cached, _ = train(student_dir, groups, tmp_path / "cached", model_kwargs=cache)
-    assert_same(cached, live)
+    found = json.loads((tmp_path / "cache" / "complete.json").read_text())["responses"]
+    assert found == sum(1 + len(row["negative_messages"]) for row in studies[0][left_out:])
+    assert column(cached, "loss") == pytest.approx(column(live, "loss"), abs=1e-5)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from apo.reference_cache import ReferenceCache, reference_parameters, response_keys, weights_digest
+from apo.reference_cache import ReferenceCache, config_digest, reference_parameters, response_keys, weights_digest
 from tests.apo.cases import ROOT, column, make_many_rows, train, write_rows
 
 IDENTITY = {"weights": "abc", "dtype": "float32"}
@@ -111,6 +111,39 @@ def test_lora_and_full_copies_of_one_model_are_the_same_reference():
     plain = weights_digest(reference_parameters(model, None))
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["0"]))
     assert weights_digest(reference_parameters(adapted, None)) == plain
+
+
+def test_config_digest_sees_settings_and_no_names(student_dir):
+    from transformers import AutoConfig
+
+    def digest(**changes):
+        model = nn.Linear(1, 1)
+        model.config = AutoConfig.from_pretrained(student_dir)
+        for path, value in changes.items():
+            *parents, name = path.split("__")
+            at = model.config
+            for parent in parents:
+                at = getattr(at, parent)
+            setattr(at, name, value)
+        return config_digest(model, None)
+
+    plain = digest()
+    assert plain == digest(name_or_path="elsewhere", use_cache=False, text_config__use_cache=False)
+    assert plain != digest(text_config__rms_norm_eps=1e-5)
+    assert plain != digest(text_config__rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    assert plain != digest(vision_config__window_size=224)
+
+
+def test_config_digest_sees_the_scale_of_a_reference_adapter():
+    from peft import LoraConfig, get_peft_model
+
+    def digest(alpha):
+        model = nn.Sequential(nn.Linear(4, 4))
+        model.config = LoraConfig()
+        settings = LoraConfig(r=2, lora_alpha=alpha, target_modules=["0"])
+        return config_digest(get_peft_model(model, settings, adapter_name="ref_adapter"), None)
+
+    assert digest(4) == digest(4) != digest(8)
 
 
 @pytest.fixture(scope="module")

@@ -212,6 +212,7 @@ def test_other_loss_types_run_the_stock_trainer():
         ({"beta": "-1"}, "beta must be positive"),
         ({"label_smoothing": "0.6"}, "label_smoothing must be in"),
         ({"rpo_alpha": "-1"}, "rpo_alpha must not be negative"),
+        ({"loss_weights": "0.5"}, "loss_weights has no meaning"),
         ({"truncation_strategy": "right"}, "would cut what all responses share"),
         ({"model_kwargs": {"apo_layuot": "rows"}}, "did you mean apo_layout"),
         ({"model_kwargs": {"apo_chunk_size": "0"}}, "expected a positive number"),
