@@ -6,9 +6,10 @@ import sys
 
 import pytest
 import torch
+from swift.dataloader.shard import BatchSamplerShard
 from transformers import Trainer, TrainingArguments
 
-from apo.resume import ResumesWhole
+from apo.resume import ResumesWhole, left_out
 from scripts.plan import ROOT, free_port
 
 
@@ -23,6 +24,21 @@ class Line(torch.nn.Module):
 
     def forward(self, x, labels=None):
         return {"loss": ((self.weight * x - labels) ** 2).mean()}
+
+
+def test_rows_that_ranks_cannot_share_are_counted(monkeypatch):
+    """And ms-swift does leave out just these, in every epoch."""
+    assert left_out(range(8), 2) is left_out(iter(range(9)), 2) is left_out(range(9), 1) is None
+    assert left_out(range(11), 4).startswith("the last 3 of 11 rows are never trained on")
+    monkeypatch.setattr(BatchSamplerShard, "world_size", 4)
+    seen = set()
+    for rank in range(4):
+        monkeypatch.setattr(BatchSamplerShard, "rank", rank)
+        sampler = BatchSamplerShard(11, 1, shuffle=True, drop_last=False, data_seed=0)
+        for epoch in range(20):
+            sampler.set_epoch(epoch)
+            seen |= {row for batch in sampler for row in batch}
+    assert seen == set(range(8))
 
 
 def train(trainer, out, steps, resume=None):
