@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data import manifest
-from data.collect.asking import Run, ask_live
-from data.collect.batch import ask_batch, open_batches
+from data.collect.asking import Run, Task, ask_live
+from data.collect.batch import ask_batch, held_by_batches, open_batches, read_batches, refuse_elsewhere
 from data.collect.classify import same_model
 from data.collect.endpoint import make_client
 from data.collect.money import Ledger, price, worst_usage
@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         store = Store(config.store)
         _describe(config, plans, store, len(studies))
         try:
+            refuse_elsewhere(config.teachers, store)
             _keys(plans, store)
         except UserError as error:
             print(f"note: the run itself would end here: {error}")
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         # Read again under the lock: another run may have ended between the two.
         store = Store(config.store)
         _describe(config, plans, store, len(studies))
+        refuse_elsewhere(config.teachers, store)
         keys = _keys(plans, store)
         interrupted, counts, ledger = asyncio.run(_collect(config, plans, store, keys))
         _write_summary(config, store, counts, ledger)
@@ -97,15 +99,22 @@ def _keys(plans: list[Plan], store: Store) -> dict[str, str | None]:
 
 
 def _is_needed(plan: Plan, store: Store) -> bool:
-    """Whether a teacher has something to be asked, or a batch to be read back (of another manifest, perhaps)."""
-    batches = open_batches(store.path("batches", plan.teacher.name)) if plan.teacher.mode == "batch" else []
-    return bool(plan.open(store) or batches)
+    """Whether a teacher has something to be asked, or a batch to be read back (perhaps of another manifest or mode)."""
+    return bool(plan.open(store) or open_batches(store.path("batches", plan.teacher.name)))
+
+
+async def _ask(run: Run, tasks: list[Task]) -> None:
+    if run.teacher.mode == "batch":
+        await ask_batch(run, tasks)
+    else:
+        await ask_live(run, await read_batches(run, tasks))
 
 
 async def _collect(
     config: Config, plans: list[Plan], store: Store, keys: dict[str, str | None]
 ) -> tuple[bool, list[Counts], Ledger]:
     ledger = Ledger(config.budget, store.spent)
+    ledger.hold(held_by_batches(store))
     counts = [_counts(plan, store) for plan in plans]
     display = Display(counts, ledger)
     runs, jobs = [], []
@@ -115,7 +124,7 @@ async def _collect(
             key = keys[plan.teacher.name]
             run = Run(plan.teacher, key, make_client(plan.teacher, key), store, ledger, one, display)
             runs.append(run)
-            jobs.append(asyncio.create_task((ask_batch if plan.teacher.mode == "batch" else ask_live)(run, todo)))
+            jobs.append(asyncio.create_task(_ask(run, todo)))
     if not jobs:
         return False, counts, ledger
     presses = 0
@@ -195,11 +204,16 @@ def _describe(config: Config, plans: list[Plan], store: Store, studies: int) -> 
     print(f"{config.studies}: {studies} studies, {len(plans)} teachers; answers are kept in {config.store}")
     whole = 0.0
     for plan in plans:
-        teacher, todo = plan.teacher, plan.open(store)
+        teacher, unanswered = plan.teacher, plan.open(store)
+        taken = {key for batch in open_batches(store.path("batches", teacher.name)) for key in batch.requests}
+        todo = [task for task in unanswered if task.key not in taken]
         worst = sum(price(teacher, worst_usage(teacher, task.prompt, len(task.films))) for task in todo)
         whole += worst
         prompt = teacher.prompt if teacher.prompt in TEMPLATES else "own text"
-        parts = [f"{len(todo)} to ask ({teacher.mode}, prompt {prompt})", f"{len(plan.tasks) - len(todo)} in the store"]
+        parts = [f"{len(todo)} to ask ({teacher.mode}, prompt {prompt})"]
+        parts += [f"{len(plan.tasks) - len(unanswered)} in the store"]
+        waiting = len(unanswered) - len(todo)
+        parts += [f"{waiting} in batches of an earlier run"] if waiting else []
         shared = len(plan.keys) - len(plan.tasks)
         parts += [f"{shared} with the same films and prompt as another"] if shared else []
         parts += [f"{plan.skipped} without a diagnosis to give, left out"] if plan.skipped else []
@@ -208,7 +222,9 @@ def _describe(config: Config, plans: list[Plan], store: Store, studies: int) -> 
             parts.append(f"at least {duration(len(todo) / teacher.requests_per_minute * 60)}")
         print(f"  {teacher.name}: " + ", ".join(parts))
     budget = "no budget" if config.budget is None else f"budget {config.budget:g}"
-    print(f"spent so far {store.spent:.4f}, at most {whole:.2f} to come, {budget}", flush=True)
+    held = held_by_batches(store)
+    under_way = f"at most {held:.2f} in batches of earlier runs, " if held else ""
+    print(f"spent so far {store.spent:.4f}, {under_way}at most {whole:.2f} to come, {budget}", flush=True)
 
 
 def _report(
@@ -238,7 +254,7 @@ def _report(
     if root_of(config.out) != root:
         print(f"note: its image paths start from {root}: give that as --image-root")
     if missing:
-        print(f"{missing} questions have no answer yet: the same command asks only those again")
+        print(f"{missing} questions have no answer yet: the same command goes on with only those")
     return 1 if missing else 0
 
 

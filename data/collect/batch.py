@@ -2,15 +2,16 @@
 
 Each step is noted on disk before and after, so that an interrupted run takes up a batch where it was: a batch that was
 created in the moment of a crash is found again by its metadata, one that was half read is read again, and no answer is
-stored twice. The files, which hold films, are deleted here and at the provider once they are read back.
+stored twice. The files, which hold films, are deleted here once they are uploaded, at the provider once they are read
+back. No run uploads a file of an earlier one: it was checked for the films and the address of that run.
 """
 
 import asyncio
 import json
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,9 @@ from data.collect.asking import (
 from data.collect.classify import BrokenAnswer, classify, is_filter_error, parse_body, usage_of
 from data.collect.endpoint import Fault, fault_of, without_key
 from data.collect.money import price
-from data.errors import UserError
+from data.collect.settings import Teacher
+from data.collect.store import Store
+from data.errors import Problems, UserError
 from data.files import append_jsonl, atomic_open, dump_line, read_jsonl
 
 T = TypeVar("T")
@@ -40,24 +43,32 @@ ENDED = ("completed", "failed", "expired", "cancelled")
 
 @dataclass
 class Batch:
-    """One batch: `requests` maps each key to its study, `worst` is its cost at most."""
+    """One batch: `requests` maps each key to its study, `worst` to what it may cost at most. base_url: where it is."""
 
     name: str
-    requests: dict[str, str]
-    worst: float
+    base_url: str | None
+    requests: dict[str, str] = field(default_factory=dict)
+    worst: dict[str, float] = field(default_factory=dict)
     file_id: str | None = None
     batch_id: str | None = None
 
+    @property
+    def at_most(self) -> float:
+        return sum(self.worst.values())
+
 
 def open_batches(path: Path) -> list[Batch]:
-    """Batches that a teacher's state file says are not read back yet."""
+    """Batches that a teacher's state file says are at a provider, not read back yet.
+
+    One that was planned and never uploaded is none: nothing was paid, and its films are planned anew if asked for.
+    """
     found: dict[str, Batch] = {}
     if path.exists():
         for line, row in read_jsonl(path, torn="drop"):
             try:
                 name, event = row["batch"], row["event"]
                 if event == "planned":
-                    found[name] = Batch(name, row["requests"], row["worst"])
+                    found[name] = Batch(name, row.get("base_url"), row["requests"], _worst(row))
                 elif event == "uploaded":
                     found[name].file_id = row["file_id"]
                 elif event == "submitted":
@@ -66,21 +77,90 @@ def open_batches(path: Path) -> list[Batch]:
                     del found[name]
             except (KeyError, TypeError):
                 raise UserError(f"{path}:{line}: no row of a batch log; restore the file or remove that line") from None
-    return list(found.values())
+    return [batch for batch in found.values() if batch.file_id is not None]
+
+
+def _worst(row: dict) -> dict[str, float]:
+    """What each request of a "planned" row may cost; logs of earlier versions hold the sum, which is spread evenly."""
+    requests, worst = row["requests"], row["worst"]
+    return worst if isinstance(worst, dict) else dict.fromkeys(requests, worst / max(len(requests), 1))
+
+
+def refuse_elsewhere(teachers: Iterable[Teacher], store: Store) -> None:
+    """Refuse to leave a batch behind at an address that is no longer its teacher's.
+
+    Raises:
+        UserError: names every such log, batch, both addresses, remedy.
+    """
+    problems = Problems(store.folder)
+    for teacher in teachers:
+        path = store.path("batches", teacher.name)
+        for batch in open_batches(path):
+            # Logs of earlier versions name no address: reading back sends no film, and a wrong one answers 404.
+            if batch.base_url is not None and batch.base_url.rstrip("/") != teacher.base_url.rstrip("/"):
+                problems.add(
+                    f"{path}: batch {batch.batch_id or batch.name} of teacher {teacher.name!r} is at {batch.base_url}, "
+                    f"not at {teacher.base_url}, and may be paid for: set base_url back to read it back, or, if it is "
+                    f"gone for good, take the lines of {batch.name} out of that file"
+                )
+    problems.refuse()
+
+
+def held_by_batches(store: Store) -> float:
+    """What all batches that are not read back may cost at most, also those of teachers that are not asked now."""
+    paths = sorted(store.folder.glob("batches/*.jsonl"))
+    return sum(batch.at_most for path in paths for batch in open_batches(path))
+
+
+async def read_batches(run: Run, tasks: list[Task]) -> list[Task]:
+    """Before asking live: read back the batches that have ended, wait for none; return the tasks that none holds."""
+    _sweep(run)
+    by_key = {task.key: task for task in tasks}
+    batches = open_batches(run.store.path("batches", run.teacher.name))
+    taken = {key for batch in batches for key in batch.requests}
+    try:
+        for batch in batches:
+            if batch.batch_id is None and not await _created(run, batch):
+                _note(run, batch, "dropped")
+                run.ledger.settle_hold(batch.at_most, 0.0)
+                await _delete(run, [batch.file_id])
+                taken -= batch.requests.keys()
+                continue
+            seen = await _call(run, lambda batch=batch: _retrieve(run, batch))
+            if seen.status in ENDED:
+                await _finish(run, batch, seen, by_key)
+                taken -= batch.requests.keys()
+            else:
+                run.display.say(
+                    f"{run.teacher.name}: batch {batch.batch_id} is {seen.status}: its {len(batch.requests)} requests "
+                    "are not asked live; run again when it has ended, or set mode: batch to wait for it"
+                )
+    except Stopped:
+        pass  # the teacher's counts say why
+    except Fault as fault:
+        run.stop(_failed(run, fault))
+    return [task for task in tasks if task.key not in taken and run.store.get(run.teacher.name, task.key) is None]
+
+
+async def _created(run: Run, batch: Batch) -> bool:
+    """Whether a batch that was only uploaded, by its log, was created all the same; if so, note it."""
+    made = await _call(run, lambda: _find(run, batch))
+    if made is None:
+        return False
+    batch.batch_id = made.id
+    _note(run, batch, "submitted", batch_id=made.id)
+    return True
 
 
 async def ask_batch(run: Run, tasks: list[Task]) -> None:
-    """Ask all tasks by batches, `concurrency` of them at a time; first go on with those of an earlier run."""
+    """Ask all tasks by batches, `concurrency` of them at a time; first go on with those of an earlier run.
+
+    What batches of an earlier run may cost is held in the ledger already.
+    """
+    _sweep(run)
     by_key = {task.key: task for task in tasks}
-    queue: list[Batch] = []
-    for batch in open_batches(run.store.path("batches", run.teacher.name)):
-        if batch.file_id is None and not _file(run, batch).exists():
-            _note(run, batch, "dropped")
-            continue
-        queue.append(batch)
-        run.ledger.hold(batch.worst)
-        run.counts.in_flight += len(batch.requests)
-    _sweep(run, {batch.name for batch in queue})
+    queue = open_batches(run.store.path("batches", run.teacher.name))
+    run.counts.in_flight += sum(len(batch.requests) for batch in queue)
     taken = {key for batch in queue for key in batch.requests}
     # A request of an earlier run may no longer be asked for (another split, another prompt): its answer is kept anyway.
     resumed, fresh = iter(queue), deque(task for task in tasks if task.key not in taken)
@@ -107,12 +187,18 @@ async def _work(
     except Stopped:
         return
     except Fault as fault:
-        run.stop(f"the batch API failed with {fault.what}; the same command goes on with its batches")
+        run.stop(_failed(run, fault))
+
+
+def _failed(run: Run, fault: Fault) -> str:
+    path = run.store.path("batches", run.teacher.name)
+    what = f"the batch API failed with {fault.what}; the same command goes on with its batches"
+    return f"{what} (take the lines of one that is gone for good out of {path})"
 
 
 async def _plan(run: Run, fresh: deque[Task]) -> Batch | None:
     """Write the next batch's file, as large as number, bytes and budget allow; None when nothing is left that fits."""
-    batch = Batch(secrets.token_hex(8), {}, 0.0)
+    batch = Batch(secrets.token_hex(8), run.teacher.base_url)
     path, size = _file(run, batch), 0
     with atomic_open(path) as out:
         while fresh and len(batch.requests) < run.teacher.batch_requests and size < MAX_BYTES:
@@ -121,26 +207,25 @@ async def _plan(run: Run, fresh: deque[Task]) -> Batch | None:
                 break
             task = fresh.popleft()
             run.ledger.hold(worst)
-            batch.worst += worst
             body = await body_or_failure(run, task)
             if body is None:
+                run.ledger.settle_hold(worst, 0.0)
                 continue
             line = dump_line(
                 {"custom_id": task.key, "method": "POST", "url": "/v1/chat/completions", "body": body}
             )  # fmt: skip
             size += out.write(line)
-            batch.requests[task.key] = task.study
+            batch.requests[task.key], batch.worst[task.key] = task.study, worst
     if not batch.requests or run.stopping.is_set():
         path.unlink()
-        run.ledger.settle_hold(batch.worst, 0.0)
+        run.ledger.settle_hold(batch.at_most, 0.0)
         return None
-    _note(run, batch, "planned", requests=batch.requests, worst=batch.worst)
+    _note(run, batch, "planned", base_url=batch.base_url, requests=batch.requests, worst=batch.worst)
     run.counts.in_flight += len(batch.requests)
     return batch
 
 
 async def _carry_out(run: Run, batch: Batch, by_key: dict[str, Task]) -> None:
-    spent = 0.0
     if batch.batch_id is None:
         await _submit(run, batch)
     while True:
@@ -148,24 +233,37 @@ async def _carry_out(run: Run, batch: Batch, by_key: dict[str, Task]) -> None:
         if seen.status in ENDED:
             break
         await run.sleep(run.teacher.batch_poll_s)
+    missing = await _finish(run, batch, seen, by_key)
+    run.counts.in_flight -= len(batch.requests)
+    if seen.status == "failed" or missing == len(batch.requests):
+        code = next((one.code for one in (seen.errors.data if seen.errors else None) or [] if one.code), "no code")
+        run.stop(f"batch {batch.batch_id} {seen.status} ({code}) without an answer; the next run asks its films again")
+
+
+async def _finish(run: Run, batch: Batch, seen: Any, by_key: dict[str, Task]) -> int:
+    """Read back a batch that has ended, book it and forget it; return how many of its requests have no answer."""
+    spent, broken = 0.0, {}
     for file_id in (seen.output_file_id, seen.error_file_id):
         if file_id:
             content = await _call(run, lambda file_id=file_id: run.client.files.content(file_id))
-            spent += _read_back(run, batch, content.content, by_key)
+            cost, bad = _read_back(run, batch, content.content, by_key)
+            spent += cost
+            broken |= bad
     missing = [key for key in batch.requests if run.store.get(run.teacher.name, key) is None]
-    # Said before the note: after it the batch is forgotten.
+    # Said before the note, after which the batch is forgotten: a crash between books a broken answer twice, never not.
     for key in missing:
-        what = f"batch {seen.status}, no answer to this request"
-        run.store.fail(run.teacher, batch.requests[key], key, cost=0.0, what=what)
+        if key in broken:
+            cost, more = batch.worst[key], broken[key]
+        else:
+            cost, more = 0.0, {"what": f"batch {seen.status}, no answer to this request"}
+        run.store.fail(run.teacher, batch.requests[key], key, cost=cost, **more)
+        run.counts.cost += cost
+        spent += cost
     run.counts.failed += len(missing)
-    run.counts.in_flight -= len(batch.requests)
-    run.ledger.settle_hold(batch.worst, spent)
+    run.ledger.settle_hold(batch.at_most, spent)
     _note(run, batch, "read", status=seen.status, missing=len(missing))
-    _file(run, batch).unlink(missing_ok=True)
-    await _delete(run, batch, seen)
-    if seen.status == "failed" or len(missing) == len(batch.requests):
-        code = next((one.code for one in (seen.errors.data if seen.errors else None) or [] if one.code), "no code")
-        run.stop(f"batch {batch.batch_id} {seen.status} ({code}) without an answer; the next run asks its films again")
+    await _delete(run, [batch.file_id, seen.output_file_id, seen.error_file_id])
+    return len(missing)
 
 
 async def _submit(run: Run, batch: Batch) -> None:
@@ -175,6 +273,7 @@ async def _submit(run: Run, batch: Batch) -> None:
         made = await _call(run, lambda: run.client.files.create(file=path, purpose="batch"))
         batch.file_id = made.id
         _note(run, batch, "uploaded", file_id=made.id)
+        path.unlink()
 
     async def create() -> Any:
         # Creating is not idempotent: after a crash or a lost response the batch may be there already.
@@ -209,9 +308,13 @@ async def _find(run: Run, batch: Batch) -> Any:
     return next((one for one in page.data if (one.metadata or {}).get(LABEL) == batch.name), None)
 
 
-def _read_back(run: Run, batch: Batch, content: bytes, by_key: dict[str, Task]) -> float:
-    """Store every answer of a result file that is not stored yet; return what they cost together."""
-    spent = 0.0
+def _read_back(run: Run, batch: Batch, content: bytes, by_key: dict[str, Task]) -> tuple[float, dict[str, dict]]:
+    """Store every answer of a result file that is not stored yet.
+
+    Returns what they cost together, and by key what the failure log is to say of those that came broken under HTTP 200,
+    which may be billed, as in live mode.
+    """
+    spent, broken = 0.0, {}
     for raw in without_key(content.decode("utf-8", "replace"), run.key).split("\n"):
         if not raw.strip():
             continue
@@ -228,22 +331,26 @@ def _read_back(run: Run, batch: Batch, content: bytes, by_key: dict[str, Task]) 
             try:
                 whole = parse_body(json.dumps(body))
                 answer = make_answer(run, task, classify(whole), usage_of(whole))
-            except BrokenAnswer:
+            except BrokenAnswer as error:
+                broken[key] = {"what": str(error), "raw": raw[:4000]}
                 continue
         elif status == 400 and is_filter_error(body):
             answer = filtered_answer(run, task, Fault("filtered", "HTTP 400 in a batch"))
         else:
             continue
+        if key not in by_key and not answer.usage_told:
+            # No longer asked for: its prompt and films are not known here, but what was held for it is.
+            answer = answer._replace(cost=batch.worst[key])
         run.store.add(run.teacher, task.study, answer, raw, batch=batch.batch_id, decoding=run.teacher.decoding)
         if key in by_key:
             run.counts.add(answer)
         spent += answer.cost
-    return spent
+    return spent, broken
 
 
-async def _delete(run: Run, batch: Batch, seen: Any) -> None:
+async def _delete(run: Run, file_ids: list[str | None]) -> None:
     left = []
-    for file_id in (batch.file_id, seen.output_file_id, seen.error_file_id):
+    for file_id in file_ids:
         if file_id:
             try:
                 await _call(run, lambda file_id=file_id: run.client.files.delete(file_id))
@@ -273,11 +380,10 @@ async def _call(run: Run, ask: Callable[[], Awaitable[T]]) -> T:
         raise
 
 
-def _sweep(run: Run, names: set[str]) -> None:
-    """Remove request files, which hold films, that an interruption left behind before they belonged to a batch."""
+def _sweep(run: Run) -> None:
+    """Remove request files, which hold films, that an earlier run left behind."""
     for path in run.store.path("batches", run.teacher.name).with_suffix("").glob("*"):
-        if path.stem not in names:
-            path.unlink()
+        path.unlink()
 
 
 def _file(run: Run, batch: Batch) -> Path:

@@ -21,8 +21,9 @@ MAX_TOKENS_FIELDS = ("max_tokens", "max_completion_tokens")
 WITHOUT_DIAGNOSES = ("error", "skip")
 # Set by this program, or a credential: never through `extra`.
 NOT_EXTRA = {"model", "messages", "max_tokens", "max_completion_tokens", "temperature", "stream", "n", "user"}
-# Films under PhysioNet's credentialed licence and what was derived from them; compared without case and punctuation.
-CREDENTIALED = ("mimic", "mscxr", "cxrmax", "cxrlt", "chestimagenome")
+# Films under PhysioNet's credentialed licence and what was derived from them; looked for anywhere in a source, without
+# case and punctuation: better a free source that must be renamed than a credentialed one that is sent.
+CREDENTIALED = ("mimic", "mscxr", "cxrmax", "cxrlt", "chestimagenome", "vindr")
 RULE = (
     "PhysioNet's data use agreement forbids passing credentialed data to third parties, and its notice of 24 Sep 2025 "
     "(Use of MIMIC Data with Large Language Models and Online Services) demands zero data retention, no training use "
@@ -264,9 +265,9 @@ def is_loopback(base_url: str) -> bool:
 
 
 def is_credentialed(source: str) -> bool:
-    """Whether a study's `source` names MIMIC-CXR or data derived from it."""
+    """Whether a study's `source` names MIMIC-CXR, data derived from it, or a set of VinDr."""
     plain = re.sub(r"[^a-z0-9]", "", source.lower())
-    return plain.startswith(CREDENTIALED)
+    return any(name in plain for name in CREDENTIALED)
 
 
 def check_credentialed(teacher: Teacher, studies: list[dict]) -> None:
@@ -275,10 +276,11 @@ def check_credentialed(teacher: Teacher, studies: list[dict]) -> None:
     Raises:
         UserError: names the rule, the teacher and how many studies.
     """
-    found = [study["id"] for study in studies if is_credentialed(study["source"])]
+    found = [study for study in studies if is_credentialed(study["source"])]
     if not found or teacher.local:
         return
-    what = f"teacher {teacher.name!r}: {len(found)} studies (first {found[0]!r}) come from MIMIC-CXR. {RULE}"
+    first = f"first {found[0]['id']!r}, source {found[0]['source']!r}"
+    what = f"teacher {teacher.name!r}: {len(found)} studies ({first}) are of VinDr or come from MIMIC-CXR. {RULE}"
     if not teacher.zero_retention:
         raise UserError(
             f"{what}. Use a local model on a loopback address, leave the teacher out, or, if your contract with the "

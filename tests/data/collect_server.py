@@ -47,7 +47,7 @@ class Server:
     def __init__(self):
         self.answers = {}
         self.requests = []
-        self.files, self.batches, self.deleted = {}, {}, []
+        self.files, self.batches, self.deleted, self.uploaded = {}, {}, [], []
         self.polls_until_done = 1
         self.lock = threading.Lock()
         self.open = self.most_open = 0
@@ -140,6 +140,7 @@ class Server:
                 content = next(part.get_payload(decode=True) for part in parts if part.get_filename())
                 name = f"file-{len(self.files)}"
                 self.files[name] = content
+                self.uploaded.append(content)
                 return 200, {"id": name, "object": "file", "bytes": len(content), "created_at": 0, "purpose": "batch"}
             if method == "POST" and path == "/v1/batches":
                 name = f"batch-{len(self.batches)}"

@@ -1,6 +1,7 @@
 """The batch API behind the same config and store: submitted once, read back once, taken up after any interruption."""
 
 import asyncio
+import contextlib
 import json
 
 import openai
@@ -10,9 +11,11 @@ from data.collect import batch as batches
 from data.collect.asking import Run
 from data.errors import UserError
 from data.files import read_jsonl
-from tests.data.collect_server import CANARY, EFFUSION, collect, completion, error
+from tests.data.collect_server import CANARY, EFFUSION, Server, collect, completion, error
 
 BATCH = {"name": "a", "mode": "batch", "batch_poll_s": 0.01}
+PRICES = {"price_in": 1000.0, "price_out": 1000.0}  # a request costs 1.67 at worst, an answer 1.1
+OTHERS = {"findings": {"Edema": {"state": "present"}}}  # another prompt, hence other questions
 
 
 def count(world, method, path):
@@ -74,47 +77,93 @@ def test_answers_of_every_kind_and_failures(world, capsys):
     said = capsys.readouterr().out
     assert "3 questions have no answer yet" in said
     assert "1 answers name cheap" in said
-    assert [row["what"] for row in world.rows("failures")] == ["batch completed, no answer to this request"] * 3
+    none, broken = "batch completed, no answer to this request", "the response holds an error under HTTP 200"
+    assert [row["what"] for row in world.rows("failures")] == [none, broken, none]
     assert not any(CANARY.encode() in path.read_bytes() for path in world.folder.rglob("*") if path.is_file())
     world.server.answers.clear()
     assert collect(world) == 0
     assert len(world.trajectories("a")) == 6
 
 
-STEPS = [("uploaded", "_note"), ("submitted", "_note"), ("read", "_note"), (None, "_read_back")]
-
-
-@pytest.mark.parametrize(
-    ("event", "where"), STEPS, ids=["after upload", "after submission", "after reading", "half read"]
-)
-def test_a_crash_between_any_two_steps_asks_nothing_twice(world, monkeypatch, capsys, event, where):
+@pytest.mark.parametrize("same_config", [True, False], ids=["asked for", "of an earlier config"])
+def test_what_came_broken_is_booked_at_its_worst_case_as_in_live_mode(world, monkeypatch, capsys, same_config):
     world.films(4)
-    world.write(BATCH)
+    world.server.answers["a"] = lambda n, b: (200, completion(finish="network_error"))
+    world.write({"name": "a", "attempts": 1, **PRICES}, budget=100, store=str(world.folder / "live"))
+    collect(world)
+    live = [row["cost"] for _, row in read_jsonl(world.folder / "live/failures/a.jsonl")]
+    outcomes = [
+        (200, completion(finish="network_error")),
+        (200, None),
+        (429, error("rate_limit")),
+        None,
+    ]
+    world.server.answers["a"] = lambda n, b: outcomes[n - 1]
+    world.write({**BATCH, **PRICES}, budget=100)
+    if not same_config:
+        submit_and_stop(monkeypatch, world)
+        world.films(1, **OTHERS)
+    assert collect(world) == 1
+    rows = world.rows("failures")[:4]
+    assert [row["cost"] for row in rows] == [*live[:2], 0, 0]
+    assert [row["what"] for row in rows[:2]] == ["finish_reason network_error", "the response is not a JSON object"]
+    assert "network_error" in rows[0]["raw"]
+    spent = sum(row["cost"] for row in world.rows("failures"))
+    assert json.loads((world.store / "summary.json").read_text())["spent"] == pytest.approx(spent) and spent > 3.2
 
-    class Crash(Exception):
-        pass
 
-    if where == "_note":
-        real = batches._note
+def test_an_answer_without_token_counts_to_an_earlier_config_is_booked_at_what_was_held(world, monkeypatch, capsys):
+    world.films(2)
+    world.server.answers["a"] = lambda n, b: (200, completion(usage=None))
+    world.write({**BATCH, **PRICES}, budget=100)
+    submit_and_stop(monkeypatch, world)
+    held = next(row for row in world.rows("batches") if row["event"] == "planned")["worst"]
+    world.films(1, **OTHERS)
+    collect(world)
+    costs = {row["key"]: row["cost"] for row in world.rows()}
+    assert held.items() <= costs.items() and min(held.values()) > 1.6
 
-        def note(run, batch, name, **more):
-            if name == event:  # the server has done its part, this process dies before it notes it
-                raise Crash
-            real(run, batch, name, **more)
 
-        change = ("_note", note)
-    else:
-        real_read = batches._read_back
+class Crash(Exception):
+    pass
 
-        def half(run, batch, content, by_key):
-            real_read(run, batch, b"\n".join(content.split(b"\n")[:2]), by_key)
+
+def crash_at(monkeypatch, world, event):
+    """Run until this step is to be noted: the server has done its part, this process dies before it notes it."""
+    real = batches._note
+
+    def note(run, batch, name, **more):
+        if name == event:
             raise Crash
+        real(run, batch, name, **more)
 
-        change = ("_read_back", half)
     with monkeypatch.context() as patch:
-        patch.setattr(batches, *change)
+        patch.setattr(batches, "_note", note)
         with pytest.raises(Crash):
             collect(world)
+
+
+def crash_half_read(monkeypatch, world):
+    real = batches._read_back
+
+    def half(run, batch, content, by_key):
+        real(run, batch, b"\n".join(content.split(b"\n")[:2]), by_key)
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "_read_back", half)
+        with pytest.raises(Crash):
+            collect(world)
+
+
+@pytest.mark.parametrize("event", ["uploaded", "submitted", "read", "half read"])
+def test_a_crash_between_any_two_steps_asks_nothing_twice(world, monkeypatch, capsys, event):
+    world.films(4)
+    world.write(BATCH)
+    if event == "half read":
+        crash_half_read(monkeypatch, world)
+    else:
+        crash_at(monkeypatch, world, event)
     assert collect(world) == 0
     assert len(world.trajectories("a")) == 4
     assert count(world, "POST", "/v1/batches") == 1
@@ -125,9 +174,7 @@ def test_a_crash_between_any_two_steps_asks_nothing_twice(world, monkeypatch, ca
 def test_a_batch_of_an_earlier_config_is_read_back_and_kept(world, monkeypatch, capsys):
     world.films(2)
     world.write(BATCH)
-    world.server.polls_until_done = 10**9
-    stop_at_poll(monkeypatch, world)
-    world.server.polls_until_done = 0
+    submit_and_stop(monkeypatch, world)
     world.write({**BATCH, "temperature": 1})
     assert collect(world) == 0
     assert len(world.rows()) == 4  # what was paid for is not thrown away
@@ -149,6 +196,13 @@ def stop_at_poll(monkeypatch, world):
         assert collect(world) == 1
 
 
+def submit_and_stop(monkeypatch, world):
+    """Leave a batch under way at the provider, which answers it at the next look."""
+    world.server.polls_until_done = 10**9
+    stop_at_poll(monkeypatch, world)
+    world.server.polls_until_done = 0
+
+
 def test_an_interrupted_poll_goes_on_later(world, monkeypatch, capsys):
     world.films(3)
     world.write(BATCH)
@@ -165,12 +219,10 @@ def test_an_interrupted_poll_goes_on_later(world, monkeypatch, capsys):
 
 def test_the_budget_limits_a_batch_and_counts_one_under_way(world, monkeypatch, capsys):
     world.films(10)
-    priced = {**BATCH, "price_in": 1000.0, "price_out": 1000.0}
-    world.write(priced, budget=5.6)  # at worst about 1.7 each, in truth 1.1
-    world.server.polls_until_done = 10**9
-    stop_at_poll(monkeypatch, world)
+    priced = {**BATCH, **PRICES}
+    world.write(priced, budget=5.6)
+    submit_and_stop(monkeypatch, world)
     first = count(world, "POST", "/v1/batches")
-    world.server.polls_until_done = 0
     assert collect(world) == 1
     spent = sum(row["cost"] for row in world.rows())
     assert first == 1
@@ -246,3 +298,152 @@ def test_request_files_that_belong_to_no_batch_are_removed(world, capsys):
     left.write_text("a film")
     assert collect(world) == 0
     assert not left.exists()
+
+
+def test_a_file_that_was_not_uploaded_goes_nowhere_later(world, capsys):
+    world.films(2, source="mimic-cxr")  # loopback: allowed
+    plain = world.server._batch
+    world.server._batch = lambda *a: (404, error("not_found"))
+    world.write(BATCH)
+    assert collect(world) == 1
+    assert [row["event"] for row in world.rows("batches")] == ["planned"]
+    old = next((world.store / "batches/a").iterdir()).read_bytes()
+    world.server._batch = plain
+    world.films(2, source="hannover", **OTHERS)
+    with contextlib.closing(Server()) as elsewhere:
+        world.write({**BATCH, "base_url": elsewhere.url})
+        assert collect(world) == 0
+        sent = b"".join(elsewhere.uploaded).splitlines()
+        assert len(sent) == 2 and not set(sent) & set(old.splitlines())
+    assert {row["study"] for row in world.rows()} == {"s0", "s1"} and len(world.rows()) == 2
+    assert list((world.store / "batches/a").iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["batch", "live"])
+@pytest.mark.parametrize("event", ["uploaded", "submitted"])
+def test_a_batch_at_another_address_is_neither_sent_nor_forgotten(world, monkeypatch, capsys, event, mode):
+    world.films(2)
+    world.write(BATCH)
+    world.server.polls_until_done = 10**9
+    if event == "uploaded":
+        crash_at(monkeypatch, world, "submitted")
+    else:
+        stop_at_poll(monkeypatch, world)
+    log = (world.store / "batches/a.jsonl").read_bytes()
+    assert list((world.store / "batches/a").iterdir()) == []  # films are not kept here longer than needed
+    with contextlib.closing(Server()) as elsewhere:
+        world.write({**BATCH, "mode": mode, "base_url": elsewhere.url})
+        told = f"a.jsonl: batch .* of teacher 'a' is at {world.server.url}, not at {elsewhere.url}.*set base_url back"
+        with pytest.raises(UserError, match=told):
+            collect(world)
+        assert collect(world, "--dry-run") == 0
+        assert "the run itself would end here" in capsys.readouterr().out
+        assert elsewhere.requests == []
+    assert (world.store / "batches/a.jsonl").read_bytes() == log
+    world.server.polls_until_done = 0
+    world.write({**BATCH, "mode": mode, "base_url": world.server.url + "/"})
+    assert collect(world) == 0
+    assert count(world, "POST", "/v1/batches") == 1 and world.server.asked() == []
+
+
+@pytest.mark.parametrize("event", ["uploaded", "read"])
+def test_a_log_of_an_earlier_version_is_taken_up(world, monkeypatch, capsys, event):
+    world.films(2)
+    world.server.answers["a"] = lambda n, b: (200, completion(finish="network_error") if n == 1 else completion())
+    world.write({**BATCH, **PRICES}, budget=100)
+    crash_at(monkeypatch, world, event)
+    path = world.store / "batches/a.jsonl"
+    planned, *others = [row for _, row in read_jsonl(path)]
+    del planned["base_url"]
+    planned["worst"] = sum(planned["worst"].values())
+    path.write_text("".join(json.dumps(row) + "\n" for row in [planned, *others]))
+    for left in (world.store / "failures").glob("*"):
+        left.unlink()
+    assert collect(world) == 1
+    assert count(world, "POST", "/v1/batches") == 1
+    assert count(world, "POST", "/v1/files") == (2 if event == "uploaded" else 1)
+    assert [row["cost"] for row in world.rows("failures")] == [pytest.approx(planned["worst"] / 2)]
+
+
+def test_live_mode_reads_a_batch_back_and_does_not_pay_twice(world, monkeypatch, capsys):
+    world.films(3)
+    world.write({**BATCH, **PRICES}, budget=10)
+    submit_and_stop(monkeypatch, world)
+    world.films(4)
+    world.write({"name": "a", **PRICES}, budget=6)
+    assert collect(world) == 0
+    assert len(world.server.asked()) == 1
+    assert len(world.rows()) == len(world.trajectories("a")) == 4
+    assert world.server.files == {}
+    assert "1 to ask (live, prompt given_diagnoses), 0 in the store, 3 in batches" in capsys.readouterr().out
+
+
+def test_live_mode_leaves_a_batch_under_way_alone_and_holds_its_worst_case(world, monkeypatch, capsys):
+    world.films(3)
+    world.write({**BATCH, **PRICES}, budget=10)
+    submit_and_stop(monkeypatch, world)
+    world.server.polls_until_done = 10**9
+    world.films(5)
+    world.write({"name": "a", **PRICES}, budget=6)  # 5.01 are held
+    assert collect(world) == 1
+    assert world.server.asked() == []
+    said = capsys.readouterr()
+    assert "at most 5.01 in batches of earlier runs" in said.out and "next request might pass the budget" in said.out
+    assert "batch batch-0 is in_progress: its 3 requests are not asked live" in said.err
+    world.write({"name": "a", **PRICES}, budget=10)
+    assert collect(world) == 1
+    assert len(world.server.asked()) == len(world.rows()) == 2
+    world.server.polls_until_done = 0
+    assert collect(world) == 0
+    assert len(world.server.asked()) == 2 and len(world.rows()) == 5
+
+
+def test_the_budget_holds_batches_of_teachers_that_are_not_in_the_config(world, monkeypatch, capsys):
+    world.films(3)
+    world.write({**BATCH, **PRICES}, budget=10)
+    submit_and_stop(monkeypatch, world)
+    world.write({"name": "b", **PRICES}, budget=6)
+    assert collect(world) == 1
+    assert world.server.asked() == []
+
+
+def test_what_a_batch_left_open_is_asked_live_at_once(world, monkeypatch, capsys):
+    world.films(3)
+    world.server.answers["a"] = lambda n, b: None
+    world.write(BATCH)
+    submit_and_stop(monkeypatch, world)
+    plain = world.server._batch_object
+    world.server._batch_object = lambda name: {**plain(name), "status": "cancelled"}
+    del world.server.answers["a"]
+    world.server.polls_until_done = 10**9
+    world.write({"name": "a"})
+    assert collect(world) == 0
+    assert len(world.server.asked()) == 3
+
+
+def test_live_mode_deletes_an_upload_that_became_no_batch(world, capsys):
+    world.films(2)
+    plain = world.server._batch
+    world.server._batch = lambda *a: (400, error("no")) if a[:2] == ("POST", "/v1/batches") else plain(*a)
+    world.write({**BATCH, **PRICES}, budget=4)
+    assert collect(world) == 1
+    assert len(world.server.files) == 1
+    world.server._batch = plain
+    world.write({"name": "a", **PRICES}, budget=4)  # enough only where nothing is held any more
+    assert collect(world) == 0
+    assert world.server.files == {} and len(world.server.asked()) == 2
+    assert count(world, "POST", "/v1/batches") == 1
+
+
+def test_live_mode_reads_a_batch_back_also_where_it_has_nothing_to_ask(world, monkeypatch, capsys):
+    world.films(1, **OTHERS)
+    world.write({"name": "a"})
+    assert collect(world) == 0
+    world.films(2)
+    world.write(BATCH)
+    submit_and_stop(monkeypatch, world)
+    world.films(1, **OTHERS)
+    world.write({"name": "a"})
+    assert collect(world) == 0
+    assert len(world.rows()) == 3 and world.server.files == {}
+    assert len(world.server.asked()) == 1

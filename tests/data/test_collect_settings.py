@@ -143,18 +143,23 @@ def test_loopback_is_read_from_the_address_alone(url, local):
     assert is_loopback(url) is local
 
 
-@pytest.mark.parametrize("source", ["mimic", "MIMIC-CXR-JPG", "mimic_cxr", "ms-cxr-t", "CXR-MAX"])
+@pytest.mark.parametrize(
+    "source",
+    ["mimic", "MIMIC-CXR-JPG", "mimic_cxr", "ms-cxr-t", "CXR-MAX", "physionet/mimic-cxr", "PhysioNet MIMIC-CXR"]
+    + ["our films and MS-CXR", "VinDr-CXR", "physionet.org/vindr-pcxr"],
+)
 def test_credentialed_sources(source):
     assert is_credentialed(source)
 
 
 def test_other_sources_are_free():
-    assert not any(is_credentialed(source) for source in ("phantom", "hannover", "cohen", "padchest"))
+    assert not any(is_credentialed(source) for source in ("phantom", "hannover", "cohen", "padchest", "chexpert"))
 
 
 def test_mimic_needs_an_attested_or_local_endpoint():
-    studies = [{"id": "s1", "source": "phantom"}, {"id": "s2", "source": "MIMIC-CXR"}]
-    with pytest.raises(UserError, match=r"'a': 1 studies \(first 's2'\).*PhysioNet.*24 Sep 2025.*zero_retention: true"):
+    studies = [{"id": "s1", "source": "phantom"}, {"id": "s2", "source": "physionet/VinDr"}]
+    told = r"'a': 1 studies \(first 's2', source 'physionet/VinDr'\).*PhysioNet.*24 Sep 2025.*zero_retention: true"
+    with pytest.raises(UserError, match=told):
         check_credentialed(Teacher(**GOOD), studies)
     check_credentialed(Teacher(**GOOD), studies[:1])
     check_credentialed(Teacher(**GOOD, zero_retention=True), studies)
