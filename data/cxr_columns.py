@@ -289,17 +289,21 @@ def _label(name: str) -> str | None:
 _STATES = {1.0: "present", 0.0: "absent", -1.0: "uncertain"}
 
 
-def labels_of(row: dict, columns: Columns) -> tuple[dict[str, dict[str, str]], int]:
+def labels_of(row: dict, columns: Columns) -> tuple[dict[str, dict[str, str]] | None, int]:
     """(the `findings` of a study record that a row states, how many of its names are none of the 14 labels).
 
     A list, or a text with , ; or | between names, states what is present; 14 columns, or an object, state 1, 0 or -1.
+    An empty list ([] as text, too) states that nothing is: {}. None where nothing is stated: null, a blank text, or
+    none but unknown names.
     """
     if columns.label_columns:
         value: Any = {label: row.get(column) for label, column in columns.label_columns.items()}
     else:
         value = row.get(columns.labels) if columns.labels else None
     if isinstance(value, str):
-        value = re.split(r"[,;|]|\band\b", value.strip().strip("[]"))
+        listed = value.strip().startswith("[")
+        value = [name for name in re.split(r"[,;|]|\band\b", value.strip().strip("[]")) if plain(name)]
+        value = value if value or listed else None
     found: dict[str, dict[str, str]] = {}
     unknown = 0
     for name, state in value.items() if isinstance(value, dict) else _present(value):
@@ -316,7 +320,8 @@ def labels_of(row: dict, columns: Columns) -> tuple[dict[str, dict[str, str]], i
                 known = None
             if known:
                 found[label] = {"state": known}
-    return found, unknown
+    normal = not unknown and (isinstance(value, (list, tuple)) or value == {})
+    return found if found or normal else None, unknown
 
 
 def _present(value: Any) -> Iterable[tuple[Any, str]]:

@@ -16,7 +16,7 @@ import os
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -48,6 +48,7 @@ REFUSING = (
     *("i'm", "i am", "i cannot", "i can not", "i can't", "i won't", "i do", "i could"),
     *("able to", "capable", "qualified", "please", "as an ai"),
 )
+EMPTY, UNKNOWN = "{}", "null"  # labels as the store holds them: none of the 14, and names that are none of the 14
 FINISH = {"length": "truncated", "max_tokens": "truncated", "content_filter": "filtered", "refusal": "refused"}
 
 
@@ -81,9 +82,9 @@ def build(
     Returns:
         Counts: {"studies", "splits", "trajectories": {status: n}, "teachers": {teacher: ok trajectories}, "per_study":
         {ok trajectories: studies}, "rows", "files", "no_text" (nulls), "repeated" (same text again), "duplicates" (left
-        out), "cleaned" (texts with special tokens or NUL taken out), "unknown_labels", "several_films", "labelled",
-        "reports", "set_aside": {reason: n}, "missing": first ten studies without their film, "left_out": files without
-        trajectories}.
+        out), "cleaned" (texts with special tokens or NUL taken out), "unknown_labels", "no_known_label" (studies),
+        "several_films", "labelled", "reports", "set_aside": {reason: n}, "missing": first ten studies without their
+        film, "left_out": files without trajectories}.
 
     Raises:
         UserError: unreadable source, columns that cannot be told, missing tables, duplicates, or nothing to write.
@@ -125,8 +126,11 @@ def build(
                     continue
                 if number in codes:
                     record["findings"] = findings_of(codes[number])
-                elif labels == "source" and (stated := next((row[7] for row in rows if row[7]), None)):
-                    record["findings"] = json.loads(stated)
+                elif stated := _of_rows(row[7] for row in rows):
+                    if stated == UNKNOWN:
+                        counts["no_known_label"] += 1
+                    else:
+                        record["findings"] = json.loads(stated)
                 report = read_report(studies[number].subject, number) if read_report else None
                 if report:
                     record["report"] = report
@@ -235,6 +239,7 @@ def _fill(
         "duplicates",
         "cleaned",
         "unknown_labels",
+        "no_known_label",
         "several_films",
     )
     counts: dict[str, Any] = dict.fromkeys((*zeros, "labelled", "reports"), 0)
@@ -324,7 +329,10 @@ def _usable(
 
 
 def _stated(row: dict, columns: Columns, cache: dict[str, tuple[str | None, int]]) -> tuple[str | None, int]:
-    """`labels_of` as JSON; the same few diagnoses come with every teacher and with many studies."""
+    """`labels_of` as JSON, UNKNOWN for names that are all none of the 14 labels, None where nothing is stated.
+
+    Cached: the same few diagnoses come with every teacher and with many studies.
+    """
     if columns.label_columns:
         key = repr([row.get(column) for column in columns.label_columns.values()])
     else:
@@ -333,8 +341,14 @@ def _stated(row: dict, columns: Columns, cache: dict[str, tuple[str | None, int]
         if len(cache) > 10_000:
             cache.clear()
         findings, unknown = labels_of(row, columns)
-        cache[key] = json.dumps(findings) if findings else None, unknown
+        cache[key] = json.dumps(findings) if findings is not None or unknown else None, unknown
     return cache[key]
+
+
+def _of_rows(stated: Iterable[str | None]) -> str | None:
+    """What the rows of a study state, as `_stated` has it: the first that names a label, where one does."""
+    ranks = {EMPTY: 0, UNKNOWN: 1}  # a film is normal only where no row says otherwise
+    return max(filter(None, stated), key=lambda one: ranks.get(one, 2), default=None)
 
 
 def _film(row: dict, columns: Columns) -> tuple[int | None, str | None]:
@@ -451,6 +465,7 @@ def describe(counts: dict[str, Any], out: StrPath) -> str:
         ("duplicates", "other texts of a teacher for its study, left out"),
         ("cleaned", "texts with special tokens or NUL taken out"),
         ("unknown_labels", "names among the diagnoses that are none of the 14 labels, left out"),
+        ("no_known_label", "studies whose diagnoses are all none of the 14 labels, written without labels"),
         ("several_films", "studies whose rows name several films (the first is shown)"),
     ):
         if counts.get(key):

@@ -105,6 +105,13 @@ def file_of(folder: Path, stem: str, shard: tuple[int, int] = (1, 1)) -> Path:
     return folder / (f"{stem}.jsonl" if n == 1 else f"{stem}.{i}-of-{n}.jsonl")
 
 
+def clear(folder: Path, stem: str, shard: tuple[int, int] = (1, 1)) -> None:
+    """Remove the answers of a shard, and the joined ones, which hold them too; those of other shards stay."""
+    for path in {file_of(folder, stem, shard), file_of(folder, stem)}:
+        path.unlink(missing_ok=True)
+        manifest.sidecar(path).unlink(missing_ok=True)
+
+
 def ask_all(
     rows: Sequence[dict],
     ask: Ask,
@@ -115,19 +122,19 @@ def ask_all(
     kind: str,
     batch_size: int,
     shard: tuple[int, int] = (1, 1),
-    overwrite: bool = False,
 ) -> list[dict] | None:
     """Ask what is not answered yet, join the shards when all are there, and return the answers in the order of `rows`.
 
     None as long as another shard is not finished. `ask` is called with (prompt, image paths) each, in batches whose
     composition depends on `rows` and `batch_size` alone.
 
-    Raises UserError for answers made under other settings, or a film that the student would not see as it is.
+    Raises UserError for answers made under other settings (`clear` removes them), or a film that the student would not
+    see as it is.
     """
-    i, n = shard
+    _, n = shard
     whole = file_of(folder, stem)
     grid = blocks(rows, kind, batch_size)
-    if n > 1 and not overwrite and whole.exists() and len(_done(whole, rows, meta, kind)) == len(rows):
+    if n > 1 and whole.exists() and len(_done(whole, rows, meta, kind)) == len(rows):
         shard = (1, 1)  # joined before
 
     def answer(batch: Sequence[dict]) -> list[dict]:
@@ -143,7 +150,7 @@ def ask_all(
         return mine, file_of(folder, stem, (k, n)), meta if n == 1 else meta | {"shard": f"{k}/{n}"}
 
     batches, out, settings = part_of(*shard)
-    predict.answer_batches(batches, answer, out, settings, overwrite=overwrite, fits=FITS[kind])
+    predict.answer_batches(batches, answer, out, settings, fits=FITS[kind])
     if shard != (1, 1):
         parts = []
         for k in range(1, n + 1):

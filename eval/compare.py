@@ -11,6 +11,7 @@ with its 95 % bootstrap interval by patient; p values are adjusted by Holm withi
 import argparse
 import dataclasses
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import UserError, refuse_below_one, refuse_negative, run_cli
-from data.files import read_jsonl, write_atomic
+from data.files import read_jsonl, refuse_input, write_atomic
 from data.pages import environment
 from eval import charts, statistics
 from eval.table import RESEARCH, line, number
@@ -297,6 +298,20 @@ def chart_of(table: Mapping, name: str):
     return charts.interval_chart([("A minus B", points)], title=f"{table['group']}, {name}: A minus B")
 
 
+def numbers_of(page: Path, inputs: Sequence[Path]) -> Path:
+    """The JSON file beside the page; UserError where one of the two would replace the other or an input."""
+    if page.is_dir() or page.suffix.lower() == ".json":
+        raise UserError(
+            f"--out {page}: must be the page, with its numbers in a .json file beside it; name it PAGE.html"
+        )
+    numbers = page.with_suffix(".json")
+    for path in inputs:
+        refuse_input(page, path)
+        if os.path.realpath(numbers) == os.path.realpath(path):
+            raise UserError(f"--out {page}: its numbers go to {numbers}, which is an input file; choose another")
+    return numbers
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m eval.compare", description=__doc__.split("\n")[0])
     parser.add_argument("a", type=Path, help="results.json of the first run")
@@ -308,9 +323,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     refuse_below_one(args, "resamples", "rounds")
     refuse_negative(args, "seed")
+    numbers = numbers_of(args.out, (args.a, args.b))
     found = compare((args.a, args.b), seed=args.seed, resamples=args.resamples, rounds=args.rounds)
     write_atomic(args.out, page(found))
-    numbers = args.out.with_suffix(".json")
     write_atomic(numbers, json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     print(markdown(found))
     print(f"written: {args.out}, {numbers}")

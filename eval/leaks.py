@@ -2,8 +2,9 @@
 
     python -m eval.leaks TRAIN.jsonl BENCHMARK [BENCHMARK ...] --data-root DIR [--set KEY=VALUE] [--out FILE.json]
 
-TRAIN is a file of study records; its split "train" counts (--split all for every study). BENCHMARK is a name that
-`python -m eval.run` knows, or another file of study records.
+TRAIN is a file of study records; its splits "train" and "validate" count, since a checkpoint is chosen by the latter
+(--split train, or all for every study). BENCHMARK is a name that `python -m eval.run` knows, or another file of study
+records.
 
 Ids are compared where both sides number patients and films alike (same data set); patient 12 of one hospital is not
 patient 12 of another. Films are compared by name there, unless the name stands in several folders of one side
@@ -22,12 +23,13 @@ from typing import NamedTuple
 
 from data.errors import UserError, refuse_below_one, run_cli
 from data.files import write_atomic
-from data.records import image_paths, read_studies, root_of
+from data.records import SPLITS, image_paths, read_studies, root_of
 from eval import benchmarks, film_hash
 from eval.items import Benchmark, Item
 
 LEVELS = ("patient", "study", "film name", "film bytes", "film pixels")
 FILMS = ("auto", "names", "bytes", "pixels")
+SEEN = ("train", "validate")  # splits that training looks at: a checkpoint is chosen by validation films
 # Beginning of a benchmark's name -> `source` of study records with the same ids. Others: their own name.
 ID_SPACES = {
     "ms-cxr-t": "mimic-cxr",
@@ -41,10 +43,12 @@ SHOWN = 5
 
 
 class Trained(NamedTuple):
-    """What a model was trained on. `names`: films by (source, name as `film_names` gives it); `films`: their paths."""
+    """What a model was trained on. `validation`: how many of its studies are for validation; `names`: films by (source,
+    name as `film_names` gives it); `films`: their paths."""
 
     file: str
     studies: int
+    validation: int
     sources: frozenset[str]
     patients: frozenset[tuple[str, str]]
     ids: frozenset[tuple[str, str]]
@@ -52,18 +56,21 @@ class Trained(NamedTuple):
     films: tuple[str, ...]
 
 
-def read_trained(path: Path, *, split: str = "train", image_root: Path | None = None) -> Trained:
-    """What the studies of a split say; UserError for a file without such a study."""
+def read_trained(path: Path, *, splits: Sequence[str] = SEEN, image_root: Path | None = None) -> Trained:
+    """What the studies of the splits say; UserError for a file without such a study."""
     root = root_of(path, image_root)
-    studies = [study for study in read_studies(path) if split in ("all", study["split"])]
+    studies = [study for study in read_studies(path) if study["split"] in splits]
     if not studies:
-        raise UserError(f'{path}: no study of split "{split}"; say --split all if all of them were trained on')
+        raise UserError(
+            f"{path}: no study of split {' or '.join(splits)}; name the file of the studies that were trained on"
+        )
     films = defaultdict(list)
     for study in studies:
         films[study["source"]] += study["images"]
     return Trained(
         str(path),
         len(studies),
+        sum(study["split"] == "validate" for study in studies),
         frozenset(study["source"] for study in studies),
         frozenset((study["source"], study["patient"]) for study in studies),
         frozenset((study["source"], study["id"]) for study in studies),
@@ -170,7 +177,12 @@ def find(
     every = set().union(*hits.values())
     return {
         "benchmark": benchmark.name,
-        "train": {"file": os.path.basename(trained.file), "studies": trained.studies, "films": len(trained.films)},
+        "train": {
+            "file": os.path.basename(trained.file),
+            "studies": trained.studies,
+            "validation": trained.validation,
+            "films": len(trained.films),
+        },
         "ids_compared": comparable,
         "films_compared": compared,
         "not_compared": missing,
@@ -185,7 +197,9 @@ def find(
 
 def notes_of(found: Mapping) -> list[str]:
     """What the foot of a table says about an overlap; never "none" where nothing could be compared."""
-    where = f"{found['train']['studies']} training studies ({found['train']['file']})"
+    known = found["train"]
+    validation = f", {known['validation']} of them for validation" if known["validation"] else ""
+    where = f"{known['studies']} training studies ({known['file']}{validation})"
     missing = []
     if found["not_compared"]:
         missing.append(f"{found['not_compared']} films are missing and were not compared by their contents")
@@ -216,7 +230,10 @@ def exclude(benchmark: Benchmark, found: Mapping) -> Benchmark:
     gone = {id_ for ids in found["item_ids"].values() for id_ in ids}
     kept = tuple(item for item in benchmark.items if item.id not in gone)
     if not kept:
-        raise UserError(f"{benchmark.name}: every item overlaps with the training studies; nothing is left to score")
+        raise UserError(
+            f"{benchmark.name}: every item overlaps with the training studies; nothing is left to score. Leave out "
+            "--exclude-overlap, or take another benchmark or split"
+        )
     left_out = len(benchmark.items) - len(kept)
     note = f"{left_out} of {len(benchmark.items)} items left out because they overlap with the training studies"
     before = benchmark.fingerprint.get("overlapping_items_excluded", 0)
@@ -277,7 +294,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("benchmark", nargs="+", help="names of benchmarks, or files of study records")
     parser.add_argument("--data-root", action="append", default=[], metavar="DIR", help="as for python -m eval.run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for python -m eval.run")
-    parser.add_argument("--split", default="train", help="studies of TRAIN that count; all for every one")
+    parser.add_argument(
+        "--split", choices=(*SPLITS, "all"), help="studies of TRAIN that count (default: train, validate)"
+    )
     parser.add_argument("--train-images", type=Path, metavar="DIR", help="image root of TRAIN (default: its folder)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="image root of study files given as BENCHMARK")
     parser.add_argument("--films", choices=FILMS, default="auto", help="how films are compared (default: auto)")
@@ -289,7 +308,8 @@ def main(argv: list[str] | None = None) -> None:
     refuse_below_one(args, "workers")
     if not 0 <= args.distance <= film_hash.BITS:
         raise UserError(f"--distance {args.distance}: from 0 to {film_hash.BITS} bits")
-    trained = read_trained(args.train, split=args.split, image_root=args.train_images)
+    splits = {None: SEEN, "all": SPLITS}.get(args.split, (args.split,))
+    trained = read_trained(args.train, splits=splits, image_root=args.train_images)
     how = {"films": args.films, "distance": args.distance, "cache": args.cache, "workers": args.workers}
     everything = []
     for benchmark, source in load_all(args.benchmark, args.data_root, args.set, args.images, 0):

@@ -138,7 +138,6 @@ def answer_batches(
     out: Path,
     meta: dict,
     *,
-    overwrite: bool = False,
     fits: Callable[[dict], bool] = is_text,
     answered: Collection[str] = (),
 ) -> int:
@@ -149,7 +148,7 @@ def answer_batches(
     `answered`: ids that another file answers. Returns the number of new answers.
     """
     studies = [study for batch in grid for study in batch]
-    done = open_predictions(out, meta, studies, overwrite, fits) | {s["id"] for s in studies if s["id"] in answered}
+    done = open_predictions(out, meta, studies, fits=fits) | {s["id"] for s in studies if s["id"] in answered}
     left = sum(s["id"] not in done for s in studies)
     if done and left:
         print(f"{len(studies) - left} of {len(studies)} answers are there already", flush=True)

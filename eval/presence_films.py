@@ -50,6 +50,8 @@ def load(name: str, root: Path, *, seed: int = 0, limit: int | None = None, opti
     Options of the former: `truth` (chexpert, negbio, report, progression), `uncertain`, `blank`, `table` (MS-CXR-T's
     csv), `tables` (folder of MIMIC-CXR-JPG's), `reports`, `images`, `prompt`, `partial`. Of the latter: `uncertain`,
     `split`, `studies`. Nothing is drawn, so that `seed` changes nothing here.
+
+    Raises UserError for `blank=exclude` with `truth=progression`, which would leave nothing but positives.
     """
     if name == "phantom-presence":
         films, fingerprint, notes, chosen = _phantom_films(name, root, options)
@@ -85,6 +87,11 @@ def judge(state: str | None, policy: Mapping[str, str]) -> int | None:
 
 def _ms_cxr_t_films(name: str, root: Path, options: dict) -> tuple[list, dict, list[str], dict]:
     chosen = choose(name, options, MS_CXR_T_OPTIONS)
+    if chosen["truth"] == "progression" and chosen["blank"] == "exclude":
+        raise UserError(
+            "--set blank=exclude: truth=progression has no negatives but the blank ones; leave it out, or choose "
+            "another truth"
+        )
     partial = chosen.pop("partial") == "yes"
     table = ms_cxr_t.find_table(root, ms_cxr_t.IMAGE_TABLE, chosen.pop("table"))
     pairs, fingerprint, notes = ms_cxr_t.read_pairs(table, partial=partial)
@@ -109,7 +116,6 @@ def _ms_cxr_t_films(name: str, root: Path, options: dict) -> tuple[list, dict, l
         notes.append(
             "truth=progression: a label says that the finding was discussed; blank may be unlabelled, not absent"
         )
-        chosen |= {"blank": "absent"}
         found = None
     out, unknown = [], 0
     for dicom, (subject, study, image) in films.items():

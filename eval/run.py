@@ -110,9 +110,7 @@ class Checkpoint:
         return predict.greedy(self.loaded, prompts, self.args.max_new_tokens)
 
 
-def ask_benchmark(
-    checkpoint: Checkpoint, benchmark: Benchmark, folder: Path, args: argparse.Namespace, overwrite: bool = False
-) -> dict | None:
+def ask_benchmark(checkpoint: Checkpoint, benchmark: Benchmark, folder: Path, args: argparse.Namespace) -> dict | None:
     """{"answers", "no_image" (None where it is not asked for)}, or None while other shards are not finished."""
     kind, decoding = benchmark.kind, checkpoint.decoding(benchmark.kind)
     meta = {"checkpoint": checkpoint.fingerprint, "benchmark": benchmark.name, **decoding}
@@ -121,7 +119,7 @@ def ask_benchmark(
     prefix = benchmark.protocol.get("answer_prefix", "")
     if prefix:
         meta["answer_prefix"] = prefix
-    common = {"kind": kind, "batch_size": args.batch_size, "overwrite": overwrite}
+    common = {"kind": kind, "batch_size": args.batch_size}
     ask = partial(checkpoint.ask, kind, prefix)
     without = questions = None
     if not args.skip_no_image and any(item.images for item in benchmark.items):
@@ -138,6 +136,13 @@ def ask_benchmark(
         without = given and [by_id[id_] for id_ in ids]
     answers = asking.ask_all(rows, ask, folder, asking.PREDICTIONS, meta, shard=args.shard, **common)
     return None if answers is None or (questions and not without) else {"answers": answers, "no_image": without}
+
+
+def clear(folder: Path, args: argparse.Namespace) -> None:
+    """Remove the answers of one benchmark that this shard is going to ask for."""
+    asking.clear(folder, asking.PREDICTIONS, args.shard)
+    if args.shard[0] == 1 and not args.skip_no_image:
+        asking.clear(folder, asking.NO_IMAGE)
 
 
 def answers_to(kept: Benchmark, asked: Benchmark, answers: Sequence[dict] | None) -> list[dict] | None:
@@ -242,7 +247,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     add("--max-new-tokens", type=int, default=512, help="answers are cut off here (default: 512)")
     add("--batch-size", type=int, default=8, help="questions a forward pass (default: 8)")
-    add("--overwrite", action="store_true", help="begin again even if there are answers of other settings")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="remove the answers that are there, of other settings too, and ask again",
+    )
     add("--check-gpus", type=int, metavar="N", help=argparse.SUPPRESS)  # of evaluate.sh --gpus: asks nothing
     args = parser.parse_args(argv)
     refuse_below_one(args, "limit", "resamples", "max_new_tokens", "batch_size", "check_gpus")
@@ -318,9 +327,14 @@ def run(args: argparse.Namespace, checkpoint: Checkpoint | None, loaded: Loaded)
     """Ask and score, the output folder claimed; the exit status."""
     found, waiting = {}, []
     if checkpoint:
+        if args.overwrite:
+            # Of every benchmark before the first question: without --overwrite the run then goes on from any point.
+            for name in loaded:
+                clear(args.out / name, args)
+            print("note: to go on after an interruption leave out --overwrite, which begins again", file=sys.stderr)
         for name, (benchmark, _) in loaded.items():
             print(f"{name}: {len(benchmark.items)} items", flush=True)
-            ask_benchmark(checkpoint, benchmark, args.out / name, args, args.overwrite)
+            ask_benchmark(checkpoint, benchmark, args.out / name, args)
     # Collected only now: another shard may have finished an earlier benchmark while this one asked a later one.
     for name, (benchmark, kept) in loaded.items():
         if checkpoint:

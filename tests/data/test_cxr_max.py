@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data import cxr_max
-from data.cxr_columns import TEACHERS, film_of, teacher_name
+from data.cxr_columns import TEACHERS, film_of, find_columns, labels_of, teacher_name
 from data.cxr_max import build, clean, main, refuses, status_of
 from data.cxr_source import hub_splits, open_source
 from data.errors import UserError
@@ -237,6 +237,62 @@ def test_unknown_diagnoses_are_counted(root, clone):
     write(clone / "a.jsonl", [row | {"labels": "edema and airspace opacity; Gout"} for row in rows()[:1]])
     counts, studies = load(clone, root)
     assert set(studies["s59999991"]["findings"]) == {"Edema", "Lung Opacity"} and counts["unknown_labels"] == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "findings"),
+    [
+        ([], {}),
+        ("[]", {}),
+        (" [ ] ", {}),
+        ("['']", {}),
+        ({}, {}),
+        (None, None),
+        ("", None),
+        ("-", None),
+        (float("nan"), None),
+        ({"Edema": None}, None),
+        (["Gout"], None),
+        ("Gout", None),
+        ("['Gout']", None),
+        ({"Gout": 1}, None),
+        (["Edema", "Gout"], {"Edema": {"state": "present"}}),
+        ("['Edema']", {"Edema": {"state": "present"}}),
+    ],
+)
+def test_an_empty_list_is_a_normal_film_and_null_is_no_label(labels, findings):
+    columns = find_columns("a", [{"study": 59999991, "model": "a", "text": "b", "labels": labels}], {})
+    found, unknown = labels_of({"labels": labels}, columns)
+    assert found == findings and unknown == ("Gout" in str(labels))
+
+
+def test_label_columns_that_are_all_blank_state_nothing():
+    row = {"study": 59999991, "model": "a", "text": "b"} | dict.fromkeys(tree.LABELS, "")
+    assert labels_of(row, find_columns("a", [row], {})) == (None, 0)
+
+
+def test_normal_films_keep_their_label(root, clone):
+    given = {59999991: [], 59999993: ["Gout"], 59999995: None}
+    made = [row | {"labels": given[study]} for row, study in zip(rows(teachers=["a"]), STUDIES, strict=True)]
+    write(clone / "a.jsonl", made)
+    counts, studies = load(clone, root)
+    assert [study.get("findings") for study in studies.values()] == [{}, None, None]
+    assert (counts["labelled"], counts["no_known_label"], counts["unknown_labels"]) == (1, 1, 1)
+    said = cxr_max.describe(counts, "out")
+    assert "with labels 1," in said
+    assert "studies whose diagnoses are all none of the 14 labels, written without labels: 1" in said
+
+
+def test_a_study_is_normal_only_where_no_row_says_otherwise(root, clone):
+    stated = {"59999991": ([], ["Edema"]), "59999993": ([], ["Gout"]), "59999995": (None, [])}
+    made = [
+        {"study_id": study, "model": f"teacher {n}", "response": "Clear.", "labels": labels}
+        for study, both in stated.items()
+        for n, labels in enumerate(both)
+    ]
+    write(clone / "a.jsonl", made)
+    _, studies = load(clone, root)
+    assert [study.get("findings") for study in studies.values()] == [{"Edema": {"state": "present"}}, None, {}]
 
 
 def test_the_film_that_is_named_or_else_the_frontal_one(root, clone):

@@ -94,7 +94,21 @@ def test_answers_of_another_checkpoint_are_refused(tmp_path):
         ask(benchmark, tmp_path / "x", Ask(), meta=META | {"checkpoint": "new"})
     with pytest.raises(UserError, match="was made with other checkpoint"):
         ask(benchmark, tmp_path / "x", Ask(), (1, 2), meta=META | {"checkpoint": "new"})
-    assert ask(benchmark, tmp_path / "x", Ask(), meta=META | {"checkpoint": "new"}, overwrite=True)
+    asking.clear(tmp_path / "x", "predictions")
+    assert ask(benchmark, tmp_path / "x", Ask(), meta=META | {"checkpoint": "new"})
+
+
+def test_clearing_a_shard_takes_the_joined_answers_with_it_and_leaves_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "BLOCK", 2)
+    benchmark = make(tmp_path)
+    for shard in ((1, 2), (2, 2)):
+        ask(benchmark, tmp_path / "x", Ask(), shard)
+    asking.clear(tmp_path / "x", "predictions", (1, 2))
+    left = ("predictions.2-of-2.jsonl", "predictions.2-of-2.jsonl.meta.json")
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == sorted(left)
+    again = Ask()
+    assert len(ask(benchmark, tmp_path / "x", again, (1, 2))) == 7
+    assert again.batches == [["film-0.png", "film-1.png"], ["film-4.png", "film-5.png"]]
 
 
 def test_a_stale_shard_is_not_joined(tmp_path, monkeypatch):

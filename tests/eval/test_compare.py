@@ -181,6 +181,31 @@ def test_prints_and_draws_a_page_that_loads_nothing(tmp_path, runs, capsys):
     assert numbers["a"] == "critique" and numbers["benchmarks"]["phantom-x"]["n"] == 60
 
 
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (
+            "a/results.html",
+            "a/results.html: its numbers go to .*a/results.json, which is an input file; choose another",
+        ),
+        ("link/results.htm", "its numbers go to .*link/results.json, which is an input file"),
+        ("b/results", "its numbers go to .*b/results.json, which is an input file"),
+        ("a/named", "a/named: is the input file; choose another"),
+        ("compare.json", "compare.json: must be the page, .*; name it PAGE.html"),
+        ("compare.JSON", "compare.JSON: must be the page"),
+        ("a", "a: must be the page"),
+    ],
+)
+def test_neither_page_nor_numbers_replace_an_input_or_each_other(tmp_path, runs, monkeypatch, out, message):
+    first = runs[0].rename(runs[0].with_name("named")) if out == "a/named" else runs[0]
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(compare, "compare", lambda *_, **__: pytest.fail("refused before anything is computed"))
+    with pytest.raises(UserError, match=f"^--out .*{message}"):
+        compare.main([str(first), str(runs[1]), "--out", str(tmp_path / out)])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path, runs):
     twin = write(tmp_path / "c", rows(), name="critique")
     found = compare.compare((runs[0], twin), resamples=10, rounds=10)

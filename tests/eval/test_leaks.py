@@ -4,6 +4,7 @@ import shutil
 import pytest
 from PIL import Image
 
+from data import manifest
 from data.errors import UserError
 from data.records import write_studies
 from eval import film_hash, leaks, training_set
@@ -75,12 +76,34 @@ def test_the_variants_of_a_benchmark_share_the_ids_of_its_data_set(tmp_path, nam
     assert found["ids_compared"] and found["item_ids"]["patient"] == ["i0"]
 
 
-def test_only_the_split_that_was_trained_on_counts(tmp_path):
-    path = trained(tmp_path, ["p1"], split="validate")
-    with pytest.raises(UserError, match='no study of split "train".*--split all'):
+def test_only_the_splits_that_training_looks_at_count(tmp_path):
+    path = trained(tmp_path, ["p1"], split="test")
+    with pytest.raises(UserError, match="train.jsonl: no study of split train or validate; name the file of the stud"):
         leaks.read_trained(path)
-    found = leaks.find(benchmark(tmp_path, [("p1", "", "x.png")]), leaks.read_trained(path, split="all"), films="names")
+    one = benchmark(tmp_path, [("p1", "", "x.png")])
+    found = leaks.find(one, leaks.read_trained(path, splits=("test",)), films="names")
     assert found["overlapping_items"] == 1
+
+
+def test_a_validation_file_is_looked_at_in_training_too(tmp_path):
+    (tmp_path / "val").mkdir()
+    files = [
+        trained(tmp_path, ["p1"]),
+        trained(tmp_path / "val", ["p2", "p3"], split="validate", films=["a.png", "b.png"]),
+    ]
+    (tmp_path / "run").mkdir()
+    entries = {"datasets": [manifest.entry(file) for file in files]}
+    (tmp_path / "run" / manifest.LAUNCH).write_text(json.dumps(entries))
+    found, notes = training_set.studies_of(tmp_path / "run" / "checkpoint-1")
+    one = benchmark(tmp_path, [("p1", "", "x.png"), ("p2", "", "y.png"), ("p4", "", "z.png")])
+    noted = training_set.checked(one, found, notes, excluded=False)
+    assert [note.partition(",")[0] for note in noted.notes[1:]] == [
+        "overlap with 1 training studies (train.jsonl)",
+        "overlap with 2 training studies (train.jsonl",
+    ]
+    assert "(train.jsonl, 2 of them for validation), compared by ids" in noted.notes[2]
+    kept = training_set.checked(one, found, notes, excluded=True)
+    assert [item.id for item in kept.items] == ["i2"]
 
 
 def test_films_are_found_again_by_bytes_and_by_pixels(tmp_path):
@@ -173,6 +196,10 @@ def test_the_command_line_takes_names_and_files(tmp_path, capsys):
     assert second["item_ids"]["patient"] == ["s0"] and second["item_ids"]["film bytes"] == ["s0"]
     with pytest.raises(UserError, match="no such benchmark"):
         leaks.main([str(path), "chestxray14", "--data-root", str(tmp_path)])
+    leaks.main([str(test), str(path), "--split", "all", "--films", "names"])
+    assert "overlap with 1 training studies (train.jsonl)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no study of split train; name"):
+        leaks.main([str(test), str(path), "--split", "train"])
     with pytest.raises(UserError, match="--distance 256: from 0 to 255"):
         leaks.main([str(path), str(test), "--distance", "256"])
 

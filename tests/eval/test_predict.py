@@ -86,7 +86,8 @@ def test_stale_answers_are_refused_and_named(tmp_path):
     with pytest.raises(UserError, match="other checkpoint, max_new_tokens.*--overwrite"):
         answer(studies(), Student(), out, {"checkpoint": "new", "max_new_tokens": 80})
     assert out.read_bytes() == before
-    assert answer(studies(), Student(), out, META | {"checkpoint": "new"}, overwrite=True) == 5
+    assert predict.open_predictions(out, META | {"checkpoint": "new"}, studies(), overwrite=True) == set()
+    assert answer(studies(), Student(), out, META | {"checkpoint": "new"}) == 5
 
 
 def test_answers_of_unknown_origin_are_refused(tmp_path):

@@ -48,6 +48,12 @@ def test_truth_by_progression_labels(root):
     assert any("blank may be unlabelled" in note for note in one.notes)
 
 
+def test_blanks_are_the_only_negatives_of_progression_labels(root):
+    assert load(root, truth="progression", blank="absent").protocol["blank"] == "absent"
+    with pytest.raises(UserError, match="--set blank=exclude: truth=progression has no negatives but the blank ones"):
+        load(root, truth="progression", blank="exclude")
+
+
 def test_truth_by_reports(root):
     # "Left basal atelectasis. No effusion. Atelectasis." and "Clear lungs."; s59999993 has no report.
     one = load(root, truth="report", blank="exclude")

@@ -163,6 +163,51 @@ def test_the_last_shard_scores_what_others_finished_meanwhile(films, tmp_path, m
     assert nested and (parts / "results.json").read_bytes() == (tmp_path / "whole/results.json").read_bytes()
 
 
+def test_shards_take_the_place_of_another_checkpoints_answers(films, tmp_path, monkeypatch, capsys):
+    """None of what the new run has asked is lost: not to the old joined answers, nor to an interruption."""
+    monkeypatch.setattr(asking, "BLOCK", 2)
+    names, out = ("phantom-presence", "phantom-progression"), tmp_path / "out"
+    for i in (1, 2):
+        call(films, out, "old", "--shard", f"{i}/2", names=names)
+    monkeypatch.setattr(checkpoints, "fingerprint", lambda path, base=None: "n" * 64)
+    with pytest.raises(UserError, match="other checkpoint"):
+        call(films, out, "new", "--shard", "1/2", names=names)
+    assert call(films, out, "new", "--shard", "1/2", "--overwrite", names=names) == 0
+    said = capsys.readouterr()
+    assert "shard 1/2 is finished" in said.out and "leave out --overwrite" in said.err
+    assert results_of(out)["checkpoint"]["fingerprint"] == "f" * 64, "nothing scored yet"
+    FakeStudent.asked, FakeStudent.stop_after = [], 0
+    with pytest.raises(KeyboardInterrupt):
+        call(films, out, "new", "--shard", "2/2", "--overwrite", names=names)
+    FakeStudent.asked, FakeStudent.stop_after = [], None
+    call(films, out, "new", "--shard", "2/2", names=names)
+    assert len(FakeStudent.asked) == 3, "one block of presence, one question of progression: shard 2's alone"
+    call(films, tmp_path / "whole", "new", names=names)
+    for name in ("results.json", *(f"{name}/predictions.jsonl" for name in names)):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_answers_that_begin_again_go_on_after_an_interruption(films, tmp_path, monkeypatch):
+    """Interrupted in its first benchmark, the run does not meet the old answers of its second."""
+    names, out = ("phantom-presence", "phantom-progression"), tmp_path / "out"
+    call(films, out, "old", names=names)
+    monkeypatch.setattr(checkpoints, "fingerprint", lambda path, base=None: "n" * 64)
+    FakeStudent.asked, FakeStudent.stop_after = [], 3
+    with pytest.raises(KeyboardInterrupt):
+        call(films, out, "new", "--overwrite", "--batch-size", "2", names=names)
+    FakeStudent.asked, FakeStudent.stop_after = [], None
+    call(films, out, "new", "--batch-size", "2", names=names)
+    assert results_of(out)["checkpoint"]["fingerprint"] == "n" * 64
+    assert [images[0][-10:] for _, images in FakeStudent.asked[:2]] == ["test-2.png", "test-3.png"]
+
+
+def test_the_no_image_answers_stay_where_they_are_not_asked_for(films, tmp_path):
+    call(films, tmp_path / "out", "ckpt")
+    FakeStudent.asked = []
+    call(films, tmp_path / "out", "ckpt", "--overwrite", "--skip-no-image")
+    assert len(FakeStudent.asked) == 6 and (tmp_path / "out/phantom-presence/no_image.jsonl").exists()
+
+
 def given(path, texts):
     path.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in texts.items()))
     return path
@@ -218,6 +263,25 @@ def test_the_training_set_is_known_from_the_launch(films, tmp_path):
     assert any("studies.jsonl was not checked: it has changed since" in note for note in notes)
     with pytest.raises(UserError, match="--exclude-overlap: the training studies are not known"):
         call(films, out, folder / "checkpoint-9", "--exclude-overlap")
+
+
+def test_a_run_with_a_validation_file_of_its_own_is_evaluated(films, tmp_path):
+    entries = []
+    for name, split in (("train", "train"), ("val", "validate")):
+        file = tmp_path / f"{name}.jsonl"
+        write_studies(file, [study(0 if split == "train" else 9, {}, split=split)])
+        entries.append({"path": str(file), "sha256": sha256_file(file)})
+    folder = tmp_path / "run"
+    (folder / "checkpoint-9").mkdir(parents=True)
+    (folder / "launch.json").write_text(json.dumps({"datasets": entries}))
+    call(films, tmp_path / "out", folder / "checkpoint-9", "--exclude-overlap")
+    notes = results_of(tmp_path / "out")["benchmarks"]["phantom-presence"]["notes"]
+    assert any("overlap with 1 training studies (train.jsonl)," in note for note in notes)
+    assert any("overlap with 1 training studies (val.jsonl, 1 of them for validation)," in note for note in notes)
+    call(films, tmp_path / "out", "ckpt", "--train", tmp_path / "val.jsonl")
+    write_studies(tmp_path / "test.jsonl", [study(0, {})])
+    with pytest.raises(UserError, match="test.jsonl: no study of split train or validate; name the file"):
+        call(films, tmp_path / "out", "ckpt", "--train", tmp_path / "test.jsonl")
 
 
 def test_the_films_of_the_training_set_are_found_by_the_image_root_of_the_launch(films, tmp_path):
