@@ -37,6 +37,8 @@ class Student:
         for key in FILM_KEYS:
             if given.get(key) is not None:  # ms-swift and qwen-vl-utils read them from the environment, at import
                 os.environ.setdefault(key.upper(), str(given[key]))
+        if args.get("use_hf"):  # nor the hub that an adapter's student is named by
+            os.environ.setdefault("USE_HF", "1")
         import torch
 
         import apo.plugin  # noqa: F401  (templates that read the placeholder ids from the processor)

@@ -224,6 +224,9 @@ def parse(words: list[str]) -> tuple[list[Path], str | None, bool, list[str]]:
     as_json, stage, rest = False, None, []
     while words:
         word = words.pop(0)
+        if word.startswith("--stage="):
+            word, _, name = word.partition("=")
+            words.insert(0, name)
         if word == "--json":
             as_json = True
         elif word == "--stage":

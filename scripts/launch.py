@@ -37,7 +37,7 @@ from scripts.plan import (
     resolve,
     resume_weights,
 )
-from scripts.settings import SCRIPTS, as_list, parse_command
+from scripts.settings import SCRIPTS, as_bool, as_list, parse_command
 from scripts.training_data import add_data
 
 
@@ -166,9 +166,7 @@ def after(plan: Plan, command: list[str], status: int) -> str:
     newest = checkpoints.latest_whole(plan.output_dir)
     script = f"bash {SCRIPTS[plan.stage]}"
     if status:
-        kept = _without_resume(command)
-        if newest:
-            kept += ["--resume_from_checkpoint", str(newest)]
+        kept = [*_without_resume(command), "--resume_from_checkpoint", str(newest)] if newest else command
         how = f"to go on from {newest.name}" if newest else "no checkpoint was saved; after mending, start again"
         return f"error: ms-swift ended with status {status}; {how}: {script} {shlex.join(kept)}".rstrip()
     if newest is None:
@@ -180,7 +178,10 @@ def after(plan: Plan, command: list[str], status: int) -> str:
         # Compare and Critique start from the merged model: the published way.
         merged = shlex.quote(str(plan.output_dir / "merged"))
         python = shlex.quote(sys.executable)
-        return f"next: {python} -m swift.cli.main export --adapters {where} --merge_lora true --output_dir {merged}"
+        hub = "USE_HF=1 " if as_bool(plan.settings, "use_hf") else ""  # the adapter names its student as the hub does
+        return (
+            f"next: {hub}{python} -m swift.cli.main export --adapters {where} --merge_lora true --output_dir {merged}"
+        )
     return f"next: bash scripts/compare.sh {where} STUDIES.jsonl --out CONSENSUS.jsonl"
 
 

@@ -26,6 +26,7 @@ ONLY = {
     "matplotlib": "figures",
     "scipy": "evaluate",
     "scikit-learn": "evaluate",
+    "statsmodels": "evaluate",
     "jinja2": "evaluate",
 }
 LEAST_FREE = 2**28  # bytes that logs and records may take besides what is counted

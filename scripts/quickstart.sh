@@ -20,6 +20,7 @@ OUT="" SEED=0 SECOND="" SMOKE=""
 while [[ $# -gt 0 ]]; do
     case $1 in
         -h | --help) sed -n '2,/^set -euo/p' "$0" | sed '$d; s/^# \{0,1\}//'; exit 0 ;;
+        --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
         --second-round) SECOND=1; shift ;;
         --smoke) SMOKE=1; shift ;;
         --out | --seed)

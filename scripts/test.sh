@@ -16,7 +16,11 @@ bin="$(dirname -- "$PYTHON")"
 
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-git ls-files -z --cached --others --exclude-standard '*.sh' .ci/run | xargs -0 "$bin/shellcheck" -x
+if git rev-parse --is-inside-work-tree > /dev/null 2>&1; then
+    git ls-files -z --cached --others --exclude-standard '*.sh' .ci/run
+else # unpacked from an archive
+    printf '%s\0' ./*.sh scripts/*.sh .ci/run
+fi | xargs -0 "$bin/shellcheck" -x
 if [[ $# -eq 0 ]]; then
     # By file: what a module sets up once is not set up by every process. One thread each: their threads would wait for
     # each other's cores, at twice the time.

@@ -46,6 +46,10 @@ def test_facts_of_a_run(world, monkeypatch, without_planner):  # noqa: F811
     assert plan["memory_gib_a_process"] == 0.5
 
 
+def test_stage_may_be_given_with_an_equals_sign():
+    assert doctor.parse(["run.yaml", "--stage=apo"]) == doctor.parse(["run.yaml", "--stage", "apo"])
+
+
 def test_every_finding_is_told_at_once_and_the_launcher_says_the_same(world, monkeypatch):  # noqa: F811
     world.write([study(0), study(1, consensus=None), study(2, images=["films/9.png"])])
     path = world.config(external_plugins="none.py", model="nowhere/at/all")

@@ -345,6 +345,32 @@ def test_nonsense_in_the_environment(value, gpus, monkeypatch):
         launch.main(["sft", PHANTOM["sft"], "--dry-run"])
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"NODE_RANK": "1"}, "NODE_RANK=1: with NNODES=1"),
+        ({"NODE_RANK": "2", "NNODES": "2", "MASTER_ADDR": "a", "MASTER_PORT": "29501"}, "from 0 to 1"),
+        ({"NODE_RANK": "foo", "NNODES": "2", "MASTER_ADDR": "a", "MASTER_PORT": "29501"}, "NODE_RANK=foo"),
+        (
+            {"NODE_RANK": "0", "NNODES": "2", "MASTER_ADDR": "a", "MASTER_PORT": "xyz"},
+            "MASTER_PORT=xyz: must be a port",
+        ),
+    ],
+)
+def test_a_node_that_could_only_wait_is_refused(given, message, gpus, monkeypatch):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        launch.main(["sft", PHANTOM["sft"], "--dry-run"])
+
+
+def test_yaml_reads_no_as_false_and_strategies_mean_the_word(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("save_strategy: no\neval_strategy: 'no'\nuse_cpu: no\nlogging_strategy: steps\n")
+    found = settings.read_config("learn", path)
+    assert found == {"save_strategy": "no", "eval_strategy": "no", "use_cpu": "false", "logging_strategy": "steps"}
+
+
 def test_one_gpu_runs_without_torchrun_unless_deepspeed_wants_it(capsys, gpus):
     gpus(1)
     assert "NPROC_PER_NODE" not in dry(capsys, "sft")
@@ -729,6 +755,12 @@ def test_failure_says_how_to_go_on(model, studies, tmp_path, ran, capsys, monkey
     assert last.endswith(f"--resume_from_checkpoint {tmp_path}/o/checkpoint-40")
 
 
+def test_failure_before_the_first_checkpoint_keeps_the_one_it_went_on_from(tmp_path):
+    typed = ["--dataset", "s.jsonl", "--output_dir", "new", "--resume_from_checkpoint", "old/checkpoint-500"]
+    one = plan.Plan("learn", tmp_path / "run.yaml", {"output_dir": str(tmp_path / "new")})
+    assert launch.after(one, typed, 1).endswith("start again: bash SFT-Qwen2.5.sh " + " ".join(typed))
+
+
 @pytest.mark.parametrize(("free", "told"), [(2**20, True), (2**40, False)])
 def test_failure_on_a_full_disk_says_so(model, studies, tmp_path, ran, capsys, monkeypatch, free, told):
     def fill_and_fail(one, lock):
@@ -759,6 +791,8 @@ def test_success_says_what_is_next(model, studies, tmp_path, capsys, monkeypatch
         last = capsys.readouterr().out.strip().splitlines()[-1]
         assert line in last
         assert f"{tmp_path}/{name}/checkpoint-8" in last
+    run("sft", model, studies, tmp_path / "lora2", "--use_hf", "true")
+    assert "next: USE_HF=1 " in capsys.readouterr().out.strip().splitlines()[-1], "as the training found its student"
 
 
 # A stand-in for ms-swift: found before the real one, it notes how it was called and does what it is told.
