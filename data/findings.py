@@ -110,7 +110,7 @@ def _normalise(text: str) -> str:
     text = _TABLE_ROW.sub(lambda row: f"{row[1]} {row[2].replace('|', ':')} {row[3]}", text)
     if _JSON_KEY.search(text):
         text = _JSON_NEXT.sub(" ", text).translate(_JSON_MARKS)
-    text = _BINARY.sub(lambda digit: "\u2717" if digit.group() == "0" else "\u2713", text)
+    text = _BINARY.sub(lambda digit: "\u2717" if digit.group() == "0" else " ", text)  # a bare name is present
     text = text.translate(_NORMAL_CHARS)
     lower = text.lower()
     return lower if len(lower) == len(text) else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
@@ -351,7 +351,7 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
             a += 1
         while b > a and text[b - 1].isspace():
             b -= 1
-        if any(c.isalpha() or c in "\u2717\u2713" for c in text[a:b]):
+        if any(c.isalpha() or c == "\u2717" for c in text[a:b]):
             out.append((a, b))
     return out
 
@@ -368,7 +368,7 @@ def _heading_labels(title: str) -> tuple[str, ...]:
         at = m.end
     if not names or "No Finding" in names or _FILLER.sub("", " ".join([*rest, title[at:]])).strip():
         return ()
-    if set(_states(re.sub(r"\bor\b", "/", title), mentions)) != {"present"}:
+    if set(_states(re.sub(r"\bor\b", "/ ", title), mentions)) != {"present"}:
         return ()
     return tuple(dict.fromkeys(names))
 
