@@ -108,12 +108,10 @@ def _world(plan: Plan, dry_run: bool) -> int:
         missing = [name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in given]
         if missing:
             raise UserError(f"NNODES={nodes} needs {', '.join(missing)} in the environment of every node")
-    rank, port = given.get("NODE_RANK", "0"), given.get("MASTER_PORT", "29500")
+    rank = given.get("NODE_RANK", "0")
     if not (rank.isdecimal() and int(rank) < nodes):
         # One node of several whose NNODES was forgotten would wait for a master that never comes.
         raise UserError(f"NODE_RANK={rank}: with NNODES={nodes} it must be a whole number from 0 to {nodes - 1}")
-    if not (port.isdecimal() and 0 < int(port) < 2**16):
-        raise UserError(f"MASTER_PORT={port}: must be a port, 1 to 65535")
     if as_bool(plan.settings, "use_cpu"):
         per_node = int(given.get("NPROC_PER_NODE", 1))
         # Without this a machine with GPUs loads the model onto one of them and trains on the CPU.

@@ -53,7 +53,8 @@ def run(studies, processes, *, shard=(1, 1), device="cpu"):
 def test_every_study_is_done_once_and_in_order(studies, capsys):
     status, out = run(studies, 3)
     assert status == 0 and not out.exists()
-    assert put_together(out, 3) == 7
+    parts = [side_by_side.part_of(out, number) for number in (1, 2, 3)]
+    assert put_together(out, parts) == 7
     made = list(read_studies(out))
     assert [study["id"] for study in made] == [f"s{i}" for i in range(7)]
     assert [study["consensus"]["strategy"] for study in made] == [f"self {i % 3 + 1}" for i in range(7)]
@@ -65,7 +66,7 @@ def test_every_study_is_done_once_and_in_order(studies, capsys):
 def test_a_shard_is_divided_further(studies):
     run(studies, 2, shard=(2, 3))
     out = studies.parent / "out.jsonl"
-    put_together(out, 2)
+    put_together(out, [side_by_side.part_of(out, number) for number in (1, 2)])
     assert [study["id"] for study in read_studies(out)] == ["s1", "s4"]
     parts = [side_by_side.shard_of((2, 3), number, 2) for number in (1, 2)]
     covered = sorted(place for i, n in parts for place in range(i - 1, 60, n))
