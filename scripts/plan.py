@@ -111,7 +111,8 @@ def _world(plan: Plan, dry_run: bool) -> int:
     rank = given.get("NODE_RANK", "0")
     if not (rank.isdecimal() and int(rank) < nodes):
         # One node of several whose NNODES was forgotten would wait for a master that never comes.
-        raise UserError(f"NODE_RANK={rank}: with NNODES={nodes} it must be a whole number from 0 to {nodes - 1}")
+        allowed = f"must be a whole number from 0 to {nodes - 1}" if nodes > 1 else "must be 0, or NNODES be set, too"
+        raise UserError(f"NODE_RANK={rank}: with NNODES={nodes} it {allowed}")
     if as_bool(plan.settings, "use_cpu"):
         per_node = int(given.get("NPROC_PER_NODE", 1))
         # Without this a machine with GPUs loads the model onto one of them and trains on the CPU.
