@@ -662,17 +662,18 @@ HEADING_FILLER = (
     r"status|presence|key|step|pulmonary|acute|subtle|suspected|no|trace)\b|left-sided|"
     r"right-sided|[\d().,/&:\s\-]"
 )
+_PERCEIVED = "seen|present|identified|visible|detected|found|observed|noted|evident"
 # A heading whose list holds what is not there: "Absent:", "Pertinent negatives:", "There is no:", "Findings not seen:".
 DENYING = (
     r"(?!.*\bnot (?:excluded|ruled out)\b)(?=.*\b(?:no|not|none|absent|negatives?|without|excluded|ruled out)\b)"
     r"(?:(?:pertinent|relevant|significant|important|key|the|following|findings?|labels?|signs?|evidence|of|for|"
-    r"there|is|are|was|were|i|see|any|on|this|film|image|x-?ray|radiograph|seen|present|identified|visible|detected|"
-    r"found|observed|noted|evident|no|not|none|absent|negatives?|without|excluded|ruled out)(?:[\s,:-]+|$))+"
+    rf"there|is|are|was|were|i|see|any|on|this|film|image|x-?ray|radiograph|{_PERCEIVED}|"
+    r"no|not|none|absent|negatives?|without|excluded|ruled out)(?:[\s,:-]+|$))+"
 )
 # A line that is only the answer to the name above it.
 VERDICT = (
-    r"\W*(?:absent|present|none|no|yes|nil|negative|positive|possible|uncertain|not (?:seen|present|identified|visible|"
-    r"detected|found|observed|noted|evident))\W*"
+    r"\W*(?:absent|present|none|no|yes|nil|negative|positive|possible|uncertain|"
+    rf"not (?:{_PERCEIVED}))\W*"
 )
 EVIDENCE = (
     r"\b(?:left|right|bilateral\w*|both|opaci\w+|densit\w+|dense\w*|fluid|blunt\w*|obscur\w*|"

@@ -116,10 +116,12 @@ def read_config(stage: str, path: Path) -> dict[str, Value]:
         if problem:
             problems.add(f"{path}:{line}: unknown key {name}; {problem}")
     problems.refuse()
-    found = {key: as_words(value) for key, value in (loaded or {}).items() if value is not None}
-    for key in found:
-        if key.endswith("_strategy") and loaded[key] is False:
-            found[key] = "no"  # which is false to YAML
+    # A strategy may be the word no, which is false to YAML.
+    found = {
+        key: "no" if value is False and key.endswith("_strategy") else as_words(value)
+        for key, value in (loaded or {}).items()
+        if value is not None
+    }
     if not found:
         raise UserError(f"{path}: holds no setting; copy one of configs/, or leave the file out for the default one")
     return found

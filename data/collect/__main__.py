@@ -17,7 +17,7 @@ from pathlib import Path
 
 from data import manifest
 from data.collect.asking import Run, Task, ask_live
-from data.collect.batch import ask_batch, held_by_batches, open_batches, read_batches, refuse_elsewhere
+from data.collect.batch import ask_batch, held_by_batches, keys_in, open_batches, read_batches, refuse_elsewhere
 from data.collect.classify import same_model
 from data.collect.endpoint import make_client
 from data.collect.money import Ledger, price, worst_usage
@@ -205,7 +205,7 @@ def _describe(config: Config, plans: list[Plan], store: Store, studies: int) -> 
     whole = 0.0
     for plan in plans:
         teacher, unanswered = plan.teacher, plan.open(store)
-        taken = {key for batch in open_batches(store.path("batches", teacher.name)) for key in batch.requests}
+        taken = keys_in(open_batches(store.path("batches", teacher.name)))
         todo = [task for task in unanswered if task.key not in taken]
         worst = sum(price(teacher, worst_usage(teacher, task.prompt, len(task.films))) for task in todo)
         whole += worst

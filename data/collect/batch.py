@@ -86,6 +86,10 @@ def _worst(row: dict) -> dict[str, float]:
     return worst if isinstance(worst, dict) else dict.fromkeys(requests, worst / max(len(requests), 1))
 
 
+def keys_in(batches: Iterable[Batch]) -> set[str]:
+    return {key for batch in batches for key in batch.requests}
+
+
 def refuse_elsewhere(teachers: Iterable[Teacher], store: Store) -> None:
     """Refuse to leave a batch behind at an address that is no longer its teacher's.
 
@@ -117,7 +121,7 @@ async def read_batches(run: Run, tasks: list[Task]) -> list[Task]:
     _sweep(run)
     by_key = {task.key: task for task in tasks}
     batches = open_batches(run.store.path("batches", run.teacher.name))
-    taken = {key for batch in batches for key in batch.requests}
+    taken = keys_in(batches)
     try:
         for batch in batches:
             if batch.batch_id is None and not await _created(run, batch):
@@ -161,7 +165,7 @@ async def ask_batch(run: Run, tasks: list[Task]) -> None:
     by_key = {task.key: task for task in tasks}
     queue = open_batches(run.store.path("batches", run.teacher.name))
     run.counts.in_flight += sum(len(batch.requests) for batch in queue)
-    taken = {key for batch in queue for key in batch.requests}
+    taken = keys_in(queue)
     # A request of an earlier run may no longer be asked for (another split, another prompt): its answer is kept anyway.
     resumed, fresh = iter(queue), deque(task for task in tasks if task.key not in taken)
     planning = asyncio.Lock()  # or all workers would take turns at the queue and each get a fragment
