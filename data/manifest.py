@@ -27,7 +27,12 @@ LAUNCH = "launch.json"
 
 @cache
 def code() -> dict[str, str]:
-    """Version of this project and SHA-256 over every Python file of it; a change of any of them changes it."""
+    """Version of this project and SHA-256 over every Python file of it, as they were when this process first asked."""
+    return code_now()
+
+
+def code_now() -> dict[str, str]:
+    """The same as it is on the disk now: what a process that is started now would run."""
     digest = hashlib.sha256()
     for path in sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py")):
         digest.update(f"{path.relative_to(ROOT).as_posix()}\0{sha256_file(path)}\n".encode())

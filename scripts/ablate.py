@@ -7,6 +7,7 @@ Program code is not part of a run's key: after a change of code that changes num
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from data import checkpoints, manifest
 from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
 from data.files import exclusive, sha256_file
@@ -22,7 +25,7 @@ from data.phantom.teachers import WORLDS
 from data.records import did_you_mean
 from scripts import ablation_ledger as ledger
 from scripts import stages
-from scripts.ablation_plan import SHARED_RANKS, Place, Stage, row_stages, start_of
+from scripts.ablation_plan import SHARED_RANKS, Place, Stage, learn_name, row_stages, start_of
 from scripts.ablation_rows import EQUAL_FLOPS, Row, Sizes, before, digest, read_rows, resolved
 from scripts.machine import write_problem
 from scripts.plan import ROOT
@@ -124,12 +127,34 @@ def run_row(
 def finished_or_run(out: Path, chain: list[str], stage: Stage, run: Callable[..., bool]) -> None:
     for output in stage.outputs:
         (out / output).parent.mkdir(parents=True, exist_ok=True)
-    run(out, chain, stage.name, stage.commands(), outputs=stage.outputs, keep=stage.keep)
+    run(out, chain, stage.name, stage.commands(), outputs=stage.outputs, keep=stage.keep, made_by=code_here())
+
+
+def code_here() -> dict[str, Any]:
+    """{"commit", "dirty", "code"} of the files on the disk at this moment."""
+    return {**ledger.commit(), "code": manifest.code_now()["sha256"][:16]}
 
 
 def seconds_of(out: Path, names: Sequence[Stage]) -> float:
     markers = [stages.read_marker(out, stage.name) for stage in names]
     return round(sum(marker["seconds"] for marker in markers if marker), 1)
+
+
+def made_by(out: Path, names: Sequence[Stage]) -> list[dict[str, Any] | None]:
+    """The code that the stages were run with, each once; None: made before it was noted by stage."""
+    markers = [stages.read_marker(out, stage.name) for stage in names]
+    found = [maker for marker in markers if marker for maker in stages.makers(marker)]
+    return [maker for i, maker in enumerate(found) if maker not in found[:i]]
+
+
+def films_digest(cohort: Path) -> str:
+    """SHA-256 over the pixels of every film of a cohort, in the order of their names: the same on any machine that drew
+    the same films, whatever wrote the files."""
+    digest = hashlib.sha256()
+    for path in sorted(cohort.rglob("*.png")):
+        with Image.open(path) as film:
+            digest.update(f"{path.relative_to(cohort).as_posix()}\0{film.mode}{film.size}".encode() + film.tobytes())
+    return digest.hexdigest()
 
 
 def head_of(place: Place, row: Row, rows: dict[str, Row]) -> dict[str, Any]:
@@ -141,8 +166,7 @@ def head_of(place: Place, row: Row, rows: dict[str, Row]) -> dict[str, Any]:
         "row": row.name,
         "seed": place.seed,
         "config": digest(config),
-        **ledger.commit(),
-        "code": manifest.code()["sha256"][:16],
+        **code_here(),
         "resolved": {key: config[key] for key in ("films", "student", "consensus", "variant", "launcher", "training")},
     }
 
@@ -150,15 +174,24 @@ def head_of(place: Place, row: Row, rows: dict[str, Row]) -> dict[str, Any]:
 def line_of(
     head: dict[str, Any], place: Place, row: Row, rows: dict[str, Row], metrics: dict[str, Any]
 ) -> dict[str, Any]:
-    """The ledger's line of a finished run."""
+    """The ledger's line of a finished run.
+
+    "start" names the student that its training began from, "learn" the training of Learn behind that.
+    """
     shared, own = row_stages(place, row, rows)
+    starts: dict[str, str | None] = {"start": None, "learn": None}
+    if row.launcher != "compare":
+        paths = {"start": start_of(place, row, rows), "learn": checkpoints.latest(place.out / learn_name(row))}
+        starts = {name: checkpoints.fingerprint(path)[:16] for name, path in paths.items()}
     line = {
         **head,
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "ranks": place.ranks,
         "shared_ranks": place.shared_ranks,
+        "made_by": made_by(place.out, [*shared, *own]),
         "cohort_sha256": sha256_file(place.out / "cohort" / "studies.jsonl")[:16],
-        "start": None if row.launcher == "compare" else checkpoints.fingerprint(start_of(place, row, rows))[:16],
+        "films_sha256": films_digest(place.out / "cohort")[:16],
+        **starts,
         "after": [one.name for one in before(row, rows)],
         "metrics": metrics,
         "seconds": seconds_of(place.out, own),
@@ -173,12 +206,14 @@ def line_of(
 def run_matrix(args: argparse.Namespace, rows: dict[str, Row]) -> list[Failure]:
     """Every row in every world and seed; a failed one is reported and the others go on."""
     failures: list[Failure] = []
+    there = 0
     todo = [(seed, world, row) for seed in args.seed for world in args.world for row in rows.values()]
     for number, (seed, world, row) in enumerate(todo, 1):
         title = f"=== {number}/{len(todo)} {row.name}, world {world}, seed {seed}"
         place = place_of(args, world, seed)
         head = head_of(place, row, rows)
         if ledger.key_of(head) in ledger.read(args.ledger):
+            there += 1
             print(f"{title}: in the ledger already", flush=True)
             continue
         print(title, flush=True)
@@ -191,6 +226,9 @@ def run_matrix(args: argparse.Namespace, rows: dict[str, Row]) -> list[Failure]:
             continue
         ledger.append(args.ledger, line)
         print(f"{row.name}, world {world}, seed {seed}: accuracy {metrics['mean_accuracy']:.4f}", flush=True)
+    if there == len(todo):
+        again = ROOT / "runs" / "again"
+        print(f"Nothing was run. To make it once more: --out {again} --ledger {again / 'ledger.jsonl'}", flush=True)
     return failures
 
 

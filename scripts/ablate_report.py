@@ -3,7 +3,8 @@
     python -m scripts.ablate_report [--ledger FILE] [--doc FILE] [--figures DIR] [--check]
 
 Every number comes from the ledger. Lines whose row has other settings by now are left out and counted; a row without
-five seeds says how many it has. With --check nothing is written: exit status 1 if the document is not up to date.
+five seeds says how many it has. With --check nothing is written: exit status 1 if the document or a figure is not up to
+date.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from eval.statistics import holm
 from eval.table import line as table_line
 from scripts import ablation_ledger as ledger
 from scripts.ablation_figures import EVERY_WORLD, figures
+from scripts.ablation_pairs import compared_pairs
 from scripts.ablation_rows import GROUPS, Row, Sizes, read_rows
 from scripts.ablation_tables import (
     REFERENCE,
@@ -32,6 +34,7 @@ from scripts.ablation_tables import (
     Comparison,
     Line,
     Mean,
+    apart,
     baselines,
     blocks,
     by_seed,
@@ -53,6 +56,7 @@ ANEW_MEANS = (
     f"In some seed from another training of Learn than {' and '.join(f'`{name}`' for name in REFERENCES)} of that seed "
     "(same films, teachers and settings; another machine or number of processes): the difference contains both."
 )
+APART_MEANS = "In some seed the two rows began from different trainings of Learn: the difference contains both."
 NOTHING = "The ledger holds no run yet: `bash scripts/ablate.sh` fills it."
 
 # column title -> where the number stands in a line's metrics, times what, decimals
@@ -89,6 +93,7 @@ TRAINING = {
     "margin ~ style": (("rewards", "margin_style"), 1, 2),
     "margin ~ errors": (("rewards", "margin_errors"), 1, 2),
     "style AUC": (("style_auc",), 1, 3),
+    "above all negatives %": (("rewards", "beats_all"), 100, 1),
     "KL, nats": (("rewards", "kl"), 1, 1),
     "samples": (("rewards", "own_samples"), 1, 0),
 }
@@ -187,7 +192,11 @@ def supervised_table(block: Block, rows: dict[str, Row]) -> list[str]:
     for base in SUPERVISED:
         other = by_seed(block.lines.get(base, {}), "mean_accuracy")
         found = compare(block, {name: other for name in names if name != base})
-        tested = {name: against(one) for name, one in found.items() if one.p is not None}
+        tested = {
+            name: against(one) + (ANEW if apart(block, name, base) else "")
+            for name, one in found.items()
+            if one.p is not None
+        }
         if tested:
             columns[base] = tested
     if not columns:
@@ -197,7 +206,7 @@ def supervised_table(block: Block, rows: dict[str, Row]) -> list[str]:
         cells = [tested.get(name, "") for tested in columns.values()]
         if any(cells):
             out.append(table_line([f"`{name}`", *cells]))
-    return out
+    return [*out, "", f"{ANEW} {APART_MEANS}"] if any(ANEW in text for text in out) else out
 
 
 def more_table(block: Block, rows: dict[str, Row], columns: dict) -> list[str]:
@@ -234,6 +243,12 @@ def consensus_table(found: list[Block]) -> list[str]:
         cells = [percent(mean_of(values.get(name, {}))) for name in (TEACHER, MAJORITY, *names)]
         difference, p = tests[world]
         out.append(table_line([world, *cells, against(Comparison(difference, p, adjusted[world]))]))
+    out += ["", f"That of {DAWID} by finding, %:", "", table_line(["world", *FIVE])]
+    out.append(table_line(["---", *["---:"] * len(FIVE)]))
+    for world, block in whole.items():
+        lines = block.compared.get(f"compare_{DAWID}", {})
+        means = [mean_of(by_seed(lines, "accuracy", label)) for label in FIVE]
+        out.append(table_line([world, *(cell(mean, 100, 1, len(lines)) for mean in means)]))
     return out
 
 
@@ -270,10 +285,31 @@ def text_of(found: list[Block], left: int, rows: dict[str, Row], pictures: dict[
         out += ["### Consensus by world", "", *worlds, ""]
         for picture in pictures.get(EVERY_WORLD, []):
             out += [picture_line(picture), ""]
+    pairs = compared_pairs(found)
+    if pairs:
+        out += ["### Across rows and worlds", "", table_line(["difference", "points"]), table_line(["---", "---:"])]
+        out += [*(table_line([what, against(one)]) for what, one in pairs.items()), ""]
     runs = [line for block in found for by_row in all_rows(block).values() for line in by_row.values()]
-    dirty, commits = sum(bool(line["dirty"]) for line in runs), {line["commit"] for line in runs}
-    out.append(f"{len(runs)} runs of {len(commits)} commit(s); {dirty} were made with uncommitted changes.")
+    out.append(provenance(runs))
     return "\n".join([*out, "", wholeness(found, rows), *_left(left)])
+
+
+def provenance(runs: list[Line]) -> str:
+    """Which commits the runs are of, and what is known of uncommitted changes.
+
+    A line knows the code of each of its stages ("made_by") or, an older one, only that of the moment it was begun.
+    """
+    by_stage = [line for line in runs if None not in line.get("made_by", [None])]
+    makers = [maker for line in by_stage for maker in line["made_by"]]
+    rest = [line for line in runs if line not in by_stage]
+    commits = {one["commit"] for one in (*makers, *rest)}
+    states = [[one["dirty"] for one in line["made_by"]] for line in by_stage] + [[line["dirty"]] for line in rest]
+    dirty, unknown = sum(True in one for one in states), sum(True not in one and None in one for one in states)
+    text = f"{len(runs)} runs of {len(commits)} commit(s); {dirty} were made with uncommitted changes"
+    text += f", of {unknown} it is not known" if unknown else ""
+    if rest:
+        text += f" (of {len(rest)} only the commit is known at which they were begun)"
+    return f"{text}."
 
 
 def wholeness(found: list[Block], rows: dict[str, Row]) -> str:
@@ -300,13 +336,17 @@ def replaced(document: str, text: str, path: Path) -> str:
     return f"{document[: start + len(BEGIN)]}\n\n{text}\n\n{document[end:]}"
 
 
+def same_text(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.ablate_report", description=__doc__.split("\n")[0])
     parser.add_argument("--ledger", type=Path, default=ledger.LEDGER)
     parser.add_argument("--doc", type=Path, default=DOC, help="Markdown file with the markers")
     parser.add_argument("--figures", type=Path, help="folder of the SVG files (default: that of the ledger)")
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; status 1 if the document is not up to date"
+        "--check", action="store_true", help="write nothing; status 1 if document or figures are not up to date"
     )
     args = parser.parse_args(argv)
     if not args.ledger.is_file():
@@ -325,8 +365,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{args.doc}: cannot be read ({error.strerror}); name the document with the markers") from None
     new = replaced(document, text_of(found, left, rows, pictures), args.doc)
     if args.check:
-        print(f"{args.doc}: {'up to date' if new == document else 'not up to date; python -m scripts.ablate_report'}")
-        return int(new != document)
+        old = [str(args.doc)] if new != document else []
+        old += [str(folder / name) for (_, name), svg in drawn.items() if not same_text(folder / name, svg)]
+        if old:
+            print(f"not up to date: {', '.join(old)}; python -m scripts.ablate_report")
+        else:
+            print(f"{args.doc} and {len(drawn)} figures: up to date")
+        return int(bool(old))
     for (_, name), svg in drawn.items():
         write_atomic(folder / name, svg)
     write_atomic(args.doc, new)

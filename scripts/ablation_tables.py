@@ -128,14 +128,28 @@ def compared_alone(found: Iterable[Block]) -> list[str]:
     return [f"{CONSENSUS} {name}" for name in STRATEGIES if name in scored]
 
 
-def same_start(line: Line, other: Line) -> int:
-    """Did two lines start from the same training of Learn? 2 yes, 0 no, 1 perhaps.
+def learn_of(line: Line) -> str | None:
+    """Fingerprint of the training of Learn behind a line; None where it was not noted.
 
-    Lines of before "start" stood in them are told apart by their number of training processes alone.
+    Lines of before "learn" stood in them name it in "start", unless that is the student of a round before.
     """
-    if "start" in line and "start" in other:
-        return 2 * (line["start"] == other["start"])
-    return int(line.get("ranks") == other.get("ranks"))
+    return line.get("learn") or (None if line["after"] else line.get("start"))
+
+
+def same_start(line: Line, other: Line) -> int:
+    """Did two lines begin from the same training of Learn? 2 yes, 0 no, 1 perhaps.
+
+    Where one of them does not know, the number of training processes alone tells them apart.
+    """
+    mine, its = learn_of(line), learn_of(other)
+    return 2 * (mine == its) if mine and its else int(line.get("ranks") == other.get("ranks"))
+
+
+def apart(block: Block, name: str, base: str) -> bool:
+    """Whether two rows began from different trainings of Learn in some seed that both have."""
+    mine, its = block.lines[name], block.lines[base]
+    taught = any(line["resolved"]["student"] for line in mine.values())  # another Learn by design
+    return not taught and any(not same_start(mine[seed], its[seed]) for seed in mine.keys() & its.keys())
 
 
 def own_reference(block: Block, name: str) -> tuple[BySeed, bool]:
@@ -149,9 +163,9 @@ def own_reference(block: Block, name: str) -> tuple[BySeed, bool]:
         others = [block.lines[one][seed] for one in REFERENCES if one != name and seed in block.lines.get(one, {})]
         if not others:
             continue
-        free = line["after"] or line["resolved"]["student"] or line["resolved"]["launcher"] == "none"
-        closest = others[0] if free else max(others, key=partial(same_start, line))  # the first of equals
-        elsewhere = elsewhere or not (free or same_start(line, closest))
+        taught = line["resolved"]["student"]  # it has another Learn by design
+        closest = others[0] if taught else max(others, key=partial(same_start, line))  # the first of equals
+        elsewhere = elsewhere or not (taught or same_start(line, closest))
         found |= by_seed({seed: closest}, "mean_accuracy")
     return found, elsewhere
 

@@ -80,12 +80,15 @@ def run_stage(
     outputs: list[str] | None = None,
     keep: bool = False,
     careful: bool = False,
+    made_by: dict | None = None,
 ) -> bool:
     """Run a stage unless it is finished; returns whether it ran.
 
     Args:
         keep: the commands go on by themselves after an interruption.
         careful: and they refuse what other settings made: an earlier run's outputs are left to them in any case.
+        made_by: what to note of the code in the stage's marker; a stage that goes on has one entry for each start that
+            differs from the one before.
 
     Raises UserError when nothing can be written to `out`, when the stage before is not finished, when foreign files
     stand where the outputs go, when another run uses `out`, or when a command fails (with the log to read and how to go
@@ -124,6 +127,9 @@ def run_stage(
         if later:
             print(f"{title}: {', '.join(later)} will follow anew", flush=True)
         record = {"state": "running", "stage": name, "fingerprint": now, "outputs": outputs, "commands": commands}
+        if made_by is not None:
+            before = makers(marker) if resume and marker else []
+            record["made_by"] = before if before[-1:] == [made_by] else [*before, made_by]
         write_atomic(marker_file, json.dumps(record, indent=2) + "\n")
         log = out / "logs" / f"{name}.log"
         log.parent.mkdir(exist_ok=True)
@@ -152,6 +158,11 @@ def run_stage(
         write_seconds(out, chain[: number + 1])
     print(f"{title} ... {seconds:.0f} s", flush=True)
     return True
+
+
+def makers(marker: dict) -> list[dict | None]:
+    """The notes of the code that a stage ran with; [None] where none was taken."""
+    return marker.get("made_by") or [None]
 
 
 def reason(marker: dict, now: str, missing: list[str]) -> str:

@@ -134,3 +134,18 @@ def test_the_command_line_with_two_commands(tmp_path):
     assert "not repeated" in subprocess.run(call, capture_output=True, text=True).stdout
     bad = subprocess.run([*call[:8], "--", "false"], capture_output=True, text=True)
     assert bad.returncode == 2 and bad.stderr.startswith("error: ") and "Traceback" not in bad.stderr
+
+
+def test_a_stage_that_goes_on_notes_the_code_of_both_parts(tmp_path):
+    script = [["sh", "-c", f"mkdir -p {tmp_path}/one; test -e {tmp_path}/ready"]]
+    for code in "aab":
+        with pytest.raises(UserError):
+            stages.run_stage(tmp_path, ["one"], "one", script, keep=True, made_by={"code": code})
+    (tmp_path / "ready").touch()
+    assert stages.run_stage(tmp_path, ["one"], "one", script, keep=True, made_by={"code": "b"})
+    assert stages.makers(stages.read_marker(tmp_path, "one")) == [{"code": "a"}, {"code": "b"}]
+    (tmp_path / "one").rmdir()
+    assert stages.run_stage(tmp_path, ["one"], "one", script, keep=True, made_by={"code": "c"})
+    assert stages.makers(stages.read_marker(tmp_path, "one")) == [{"code": "c"}], "what was made anew is of one"
+    stages.run_stage(tmp_path, ["two"], "two", [["mkdir", f"{tmp_path}/two"]])
+    assert stages.makers(stages.read_marker(tmp_path, "two")) == [None], "unknown is said"

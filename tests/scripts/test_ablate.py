@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from data import checkpoints
+from data import checkpoints, manifest
 from data.errors import UserError
-from scripts import ablate
+from scripts import ablate, stages
 from scripts import ablation_ledger as ledger
-from scripts.ablation_plan import Place, compared, row_stages, train_settings
+from scripts.ablation_plan import Place, Stage, compared, row_stages, train_settings
 from scripts.ablation_rows import Sizes, read_row, read_rows
 from scripts.plan import ROOT
 
@@ -51,7 +52,8 @@ class Recorder:
     def __init__(self, refuse=None):
         self.ran, self.commands, self.refuse = [], {}, refuse
 
-    def __call__(self, out, chain, name, commands, *, outputs, keep):
+    def __call__(self, out, chain, name, commands, *, outputs, keep, made_by):
+        assert {"commit", "dirty", "code"} == made_by.keys()
         if name == self.refuse:
             raise UserError(f"stage {name} failed")
         assert chain.index(name) == len(self.ran), "in the order of the chain"
@@ -360,13 +362,43 @@ def test_each_run_is_done_once_and_a_failed_one_later_again(tmp_path, capsys, mo
     assert len(lines) == 8
     line = next(iter(lines.values()))
     assert line["metrics"] == METRICS and line["resolved"]["films"] == Sizes()._asdict()
-    assert {"commit", "dirty", "code", "seconds", "shared_seconds", "cohort_sha256"} <= line.keys()
+    assert {"commit", "dirty", "code", "seconds", "shared_seconds", "cohort_sha256", "films_sha256"} <= line.keys()
+    assert all(one["learn"] == one["start"] for one in lines.values()), "the first round starts from Learn"
     assert [one["start"] for one in lines.values()] == [f"learn of seed {one['seed']}"[:16] for one in lines.values()]
+    assert "Nothing was run" not in capsys.readouterr().out
     ablate.run_matrix(given, rows("pl"))
-    assert len(done) == 8
+    assert len(done) == 8 and f"--out {ROOT / 'runs/again'} --ledger" in capsys.readouterr().out
     ablate.run_matrix(given, rows("compare_vote"))
     alone = [one for one in ledger.read(given.ledger).values() if one["row"] == "compare_vote"]
     assert len(alone) == 4 and {one["start"] for one in alone} == {None}
+
+
+def test_a_line_names_the_code_of_every_stage(tmp_path):
+    names = ["cohort", "train", "answer", "score"]
+    own = [Stage(name, list, [name]) for name in names]
+    old, new = {"commit": "a", "dirty": True, "code": "x"}, {"commit": "b", "dirty": False, "code": "y"}
+    for name, maker in zip(names, [None, old, old, new], strict=True):
+        stages.run_stage(tmp_path, names, name, [["mkdir", str(tmp_path / name)]], made_by=maker)
+    assert ablate.made_by(tmp_path, own) == [None, old, new], "not that of the last stage alone"
+
+
+def test_code_is_read_anew_for_every_stage(monkeypatch, tmp_path):
+    (tmp_path / "apo").mkdir()
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1"\n')
+    monkeypatch.setattr(manifest, "ROOT", tmp_path)
+    before = ablate.code_here()["code"]
+    (tmp_path / "apo" / "new.py").touch()
+    assert ablate.code_here()["code"] != before, "HEAD may move under a running matrix"
+
+
+def test_films_are_the_same_by_their_pixels(tmp_path):
+    def drawn(name, value, **how):
+        folder = tmp_path / name / "images"
+        folder.mkdir(parents=True)
+        Image.new("L", (4, 4), value).save(folder / "a.png", **how)
+        return ablate.films_digest(tmp_path / name)
+
+    assert drawn("one", 7, compress_level=0) == drawn("two", 7, compress_level=9) != drawn("three", 8)
 
 
 def test_failures_end_in_status_one_and_name_the_logs(tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ import pytest
 from data.errors import UserError
 from data.files import append_jsonl
 from scripts import ablate_report
-from scripts.ablate_report import ANEW, ANEW_MEANS, BEGIN, END, NOTHING, cell, fixed, main, replaced
+from scripts.ablate_report import ANEW, ANEW_MEANS, APART_MEANS, BEGIN, END, NOTHING, cell, fixed, main, replaced
 from scripts.ablation_figures import figures, sweep_points
 from scripts.ablation_rows import Sizes, digest, read_rows, resolved
 from scripts.ablation_tables import baselines, blocks, compare, mean_of, paired
@@ -34,6 +34,7 @@ def line(row, seed, accuracy, *, world="published", best=0.7, sizes=FULL, **more
         "config": digest(config),
         "commit": "c" * 40,
         "dirty": False,
+        "made_by": [{"commit": "c" * 40, "dirty": False, "code": "x"}],
         "after": [],
         "resolved": {k: config[k] for k in ("films", "student", "consensus", "variant", "launcher", "training")},
         "metrics": metrics | more,
@@ -267,5 +268,60 @@ def test_a_row_from_another_training_of_learn_is_marked(tmp_path):
     assert "| -10.0 (no test) |" in first, "and against pl_nll where that did"
     unsure = {name: value for name, value in reference.items() if name != "start"} | {"ranks": 1}
     assert "| -8.0 (no test) |" in document(tmp_path / "sure", [unsure, again, same | {"start": "b"}]), "known is surer"
-    second = line("two_rounds", 0, 0.9) | {"after": ["pl_nll"], "ranks": 1}
-    assert "`two_rounds`°" not in document(tmp_path / "second", [reference, second])
+    second = line("two_rounds", 0, 0.9) | {"after": ["pl_nll"], "ranks": 1, "start": "z"}
+    assert "`two_rounds`°" in document(tmp_path / "second", [reference, second]), "its start is no Learn"
+    known = document(tmp_path / "known", [reference, second | {"learn": "a"}])
+    assert "| `two_rounds` |" in known, "where it is known, Learn decides"
+    sighted = line("seeing_pl_nll", 0, 0.9) | {"ranks": 1, "start": "s"}
+    assert "`seeing_pl_nll`°" not in document(tmp_path / "seeing", [reference, sighted]), "another Learn by design"
+
+
+def test_the_supervised_table_marks_other_trainings_of_learn(tmp_path):
+    def text(folder, start):
+        tuned = [one | {"start": "a"} for one in five("sft_consensus_flops", [0.88, 0.9, 0.87, 0.91, 0.89])]
+        others = [one | {"start": "a"} for one in LEDGER if one["row"] == "pl_nll"]
+        others[3] |= {"start": start}
+        whole = document(tmp_path / folder, [*tuned, *others])
+        return whole.split("Against learning on the consensus")[1].split("Beside accuracy")[0]
+
+    assert ANEW not in text("same", "a")
+    assert f"){ANEW} |" in text("other", "b") and f"{ANEW} {APART_MEANS}" in text("again", "b")
+
+
+def test_where_a_run_comes_from(tmp_path):
+    clean, dirty = ({"commit": name, "dirty": name == "d", "code": "x"} for name in "cd")
+    plain = line("pl", 0, 0.8)
+    del plain["made_by"]
+    told = [plain | {"seed": 1, "made_by": [clean, dirty]}, plain | {"seed": 2, "made_by": [clean]}]
+    text = document(tmp_path / "told", told)
+    assert "2 runs of 2 commit(s); 1 were made with uncommitted changes." in text
+    text = document(tmp_path / "old", [*told, plain, plain | {"seed": 3, "dirty": None}])
+    assert "4 runs of 3 commit(s); 1 were made with uncommitted changes, of 1 it is not known (of 2 only the" in text
+    text = document(tmp_path / "part", [plain | {"made_by": [None, clean]}])
+    assert "(of 1 only the commit is known at which they were begun)" in text, "a stage without a note"
+
+
+def test_comparisons_across_worlds(tmp_path):
+    assert "### Across rows" not in document(tmp_path / "without", five("pl", [0.8, 0.85, 0.84]))
+    gains = {"correlated": ([0.8, 0.8, 0.8], [0.86, 0.87, 0.85]), "looks": ([0.8, 0.8, 0.8], [0.81, 0.83, 0.83])}
+    lines = [
+        one
+        for world, (first, second) in gains.items()
+        for one in (*five("n1", first, world=world), *five("two_rounds_n1", second, world=world))
+    ]
+    text = document(tmp_path / "with", [*lines, line("n1", 4, 0.1, world="looks")])
+    table = text.split("### Across rows and worlds")[1]
+    (apart,) = [one for one in table.splitlines() if "correlated minus looks" in one and "misleading" not in one]
+    by_hand, p = paired({0: 0.05, 1: 0.04, 2: 0.02}, {0: 0.0, 1: 0.0, 2: 0.0})
+    assert f"| {100 * by_hand.value:+.1f} ({100 * by_hand.low:.1f} to {100 * by_hand.high:.1f}; p .0" in apart and p
+    assert "published" not in table.split("runs of")[0], "and none without its rows"
+
+
+def test_a_figure_that_is_not_the_ledgers_is_found(tmp_path, capsys):
+    words = write(tmp_path, LEDGER)
+    main(words)
+    picture = tmp_path / "results/phantom_published_accuracy.svg"
+    picture.write_text("x")
+    assert main([*words, "--check"]) == 1 and str(picture) in capsys.readouterr().out and picture.read_text() == "x"
+    picture.unlink()
+    assert main([*words, "--check"]) == 1
