@@ -90,6 +90,11 @@ def response_keys(group: dict) -> list[str]:
     return [_digest([study, torch.tensor(ids).numpy().tobytes()]) for ids in group["responses"]]
 
 
+def own_name() -> str:
+    """A file name that no other process takes, on no other node: ranks in containers may share a process id."""
+    return f"{os.environ.get('RANK', '0')}-{os.getpid()}-{os.urandom(4).hex()}"
+
+
 class ReferenceCache:
     """An open cache folder. `logps` maps key to (summed log-prob in nats, number of tokens)."""
 
@@ -99,7 +104,7 @@ class ReferenceCache:
         Raises:
             ValueError: the folder belongs to another identity (what differs is named), or a file in it is damaged.
         """
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._claim(identity)
         self.logps: dict[str, tuple[float, int]] = {}
@@ -111,7 +116,7 @@ class ReferenceCache:
 
     def _claim(self, identity: dict[str, str]) -> None:
         path = self.folder / IDENTITY
-        partial = self.folder / f".{IDENTITY}.{os.getpid()}"
+        partial = self.folder / f".{IDENTITY}.{own_name()}"
         partial.write_text(json.dumps(identity, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         try:
             os.link(partial, path)  # of several ranks one founds the folder, the others find it
@@ -125,7 +130,7 @@ class ReferenceCache:
                     "give another apo_cache_dir, or delete that folder to compute it anew"
                 ) from None
         finally:
-            partial.unlink()
+            partial.unlink(missing_ok=True)
 
     def reload(self) -> None:
         """Read what this and other processes have appended since the last look."""
@@ -177,13 +182,23 @@ class ReferenceCache:
     def append(self, keys: list[str], logps: list[float], counts: list[int]) -> None:
         """Record computed log-probs; on disk when this returns."""
         if self._own is None:
-            path = self.folder / f"{os.environ.get('RANK', '0')}-{os.getpid()}-{os.urandom(4).hex()}.jsonl"
+            path = self.folder / f"{own_name()}.jsonl"
             self._own = path.open("ab", buffering=0)
         lines = []
         for key, logp, count in zip(keys, logps, counts, strict=True):
             self.logps[key] = (logp, count)
             lines.append(json.dumps([key, logp, count]) + "\n")
-        self._own.write("".join(lines).encode())
+        self._write("".join(lines).encode())
+
+    def _write(self, whole: bytes) -> None:
+        """All of it or nothing: half a record would make the next one unreadable."""
+        start, left = self._own.seek(0, os.SEEK_END), memoryview(whole)
+        try:
+            while left:
+                left = left[self._own.write(left) :]  # a disk that is filling up takes a part without an error
+        except OSError:
+            self._own.truncate(start)
+            raise
 
     def sync(self) -> None:
         """Flush this process's records through the operating system to the disk."""
@@ -192,7 +207,7 @@ class ReferenceCache:
 
     def mark_complete(self) -> None:
         """Declare that every response of the training set is in the folder; the caller has checked."""
-        partial = self.folder / f".{COMPLETE}.{os.getpid()}"
+        partial = self.folder / f".{COMPLETE}.{own_name()}"
         partial.write_text(json.dumps({"responses": len(self.logps)}) + "\n", encoding="utf-8")
         os.replace(partial, self.folder / COMPLETE)
         self.complete = True

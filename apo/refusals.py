@@ -3,11 +3,13 @@
 No heavy import: the launcher asks before a model is loaded, the trainers again with what ms-swift made of the flags.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 # The values of --loss_type that train on studies; all others are stock DPO.
 STUDY_LOSSES = ("plackett_luce", "pairwise")
 
+# What the name of a parameter says that belongs to an adapter: turned off, it leaves the base model as it was.
+ADAPTER_PARTS = (".lora_", "modules_to_save.", "trainable_tokens_")
 # By flag: the values that may stand, and why no other may.
 ALLOWED = {
     "use_liger_kernel": (("false",), "replaces the head that the log-probs are read from; set it to false"),
@@ -29,6 +31,29 @@ ALLOWED = {
     ),
 }
 
+# By flag, for a Critique.
+ALLOWED_IN_CRITIQUE = {
+    "neftune_noise_alpha": (
+        ("0", "0.0", "none", "null"),
+        "adds noise to log-probs that are compared with the reference's; leave it out",
+    ),
+    "label_smoothing_factor": (("0", "0.0"), "is not read by a preference loss; that of ours is --label_smoothing"),
+    "sync_ref_model": (("false",), "is not read here: the reference stays frozen; leave it out"),
+}
+# Without a --ref_model the reference is the policy with its adapter turned off (with tuner_type full a copy): nothing
+# may be trained or started otherwise that turning it off does not undo.
+ALLOWED_WITHOUT_REF_MODEL = {
+    "tuner_type": (
+        ("lora", "full"),
+        "trains weights that the reference shares, so that it would move with the policy; use lora or full",
+    ),
+    "lora_bias": (("none",), "trains biases that the reference shares; set it to none"),
+    "init_weights": (
+        ("true", "false", "gaussian"),
+        "changes the base weights, which are the reference's, too; use true, false or gaussian",
+    ),
+}
+
 
 def refuse_settings(settings: Mapping[str, object]) -> None:
     """Refuse what cuts, moves or weighs a study's responses.
@@ -40,7 +65,36 @@ def refuse_settings(settings: Mapping[str, object]) -> None:
     Raises:
         ValueError: the flag, the reason and what to write instead.
     """
-    for name, (allowed, why) in ALLOWED.items():
+    _refuse(ALLOWED, settings)
+
+
+def refuse_critique_settings(settings: Mapping[str, object]) -> None:
+    """Refuse what would let the reference move, or would have no effect in a Critique; else as `refuse_settings`."""
+    _refuse(ALLOWED_IN_CRITIQUE, settings)
+    if not settings.get("ref_model"):
+        _refuse(ALLOWED_WITHOUT_REF_MODEL, settings)
+
+
+def refuse_moving_reference(trained: Iterable[str], *, is_adapter: bool) -> None:
+    """Refuse a policy whose reference is itself without its adapter, unless only the adapter is trained.
+
+    Args:
+        trained: names of the parameters that are trained.
+        is_adapter: whether the policy has an adapter that can be turned off (PEFT's).
+
+    Raises:
+        ValueError: a parameter that the reference shares, and what to do.
+    """
+    remedy = "train with --tuner_type lora or full (a copy of its own), or give --ref_model"
+    if not is_adapter:
+        raise ValueError(f"the policy has no adapter to turn off, so that it would be its own reference; {remedy}")
+    shared = [name for name in trained if not any(part in name for part in ADAPTER_PARTS)]
+    if shared:
+        raise ValueError(f"{shared[0]} is trained ({len(shared)} such), and the reference shares it; {remedy}")
+
+
+def _refuse(table: Mapping[str, tuple[tuple[str, ...], str]], settings: Mapping[str, object]) -> None:
+    for name, (allowed, why) in table.items():
         value = settings.get(name)
         if value is not None and str(value).lower() not in allowed:
             raise ValueError(f"--{name} {str(value).lower()} {why}")

@@ -5,11 +5,13 @@ to the trainer that ms-swift already has: arguments, reference model, accumulati
 its own.
 """
 
+from collections.abc import Sized
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import transformers
+from peft import PeftModel
 from swift.rlhf_trainers import DPOTrainer
 from swift.utils import get_logger
 from torch import nn
@@ -21,8 +23,9 @@ from apo import group, options
 from apo.forward import ResponseLogps, check_template, forward_logps, settle_attention
 from apo.loss import LOSSES, group_metrics
 from apo.reference_cache import ReferenceCache, config_digest, reference_parameters, weights_digest
+from apo.refusals import ALLOWED_IN_CRITIQUE, refuse_critique_settings, refuse_moving_reference
 from apo.resume import ResumesWhole
-from apo.vision import is_frozen, one_look, same_weights
+from apo.vision import has_adapter, is_frozen, one_look, same_weights
 from apo.windows import use_window_attention
 
 LOSS_TYPE = "plackett_luce"  # the published one; the others of apo.loss.LOSSES are for comparison
@@ -51,6 +54,7 @@ def check_arguments(args, template) -> None:
     for flag in ("reference_free", "use_weighting", "ld_alpha", "loss_weights"):
         if getattr(args, flag, None):
             raise ValueError(f"--{flag} has no meaning for --loss_type {LOSS_TYPE}; leave it out")
+    refuse_critique_settings({name: getattr(args, name, None) for name in ALLOWED_IN_CRITIQUE})
     check_template(template, args)
 
 
@@ -69,6 +73,7 @@ class APOTrainer(ResumesWhole, DPOTrainer):
                 ref_model = None
         super().__init__(model, ref_model, *_args, **kwargs)
         if self.groups:
+            self._check_reference()
             self.attention = settle_attention(self._models(), self.options)
             for each in self._models():
                 use_window_attention(each)
@@ -86,6 +91,15 @@ class APOTrainer(ResumesWhole, DPOTrainer):
                     vision_encodes_shared_with_reference=bool(self.shared_towers),
                 )
 
+    def _check_reference(self) -> None:
+        if self.options.reference_free or self.ref_model is not None:
+            return
+        trained = (name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+        refuse_moving_reference(trained, is_adapter=isinstance(self.model, PeftModel))
+        if not self.ref_adapter_name:  # else the adapters that were given decide what the base weights are
+            for config in self.model.peft_config.values():
+                refuse_critique_settings({"init_weights": getattr(config, "init_lora_weights", None)})
+
     def _models(self) -> list[nn.Module]:
         """The policy and, if it is a copy of its own, the reference, without their distributed wrappers."""
         return [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
@@ -94,7 +108,9 @@ class APOTrainer(ResumesWhole, DPOTrainer):
         towers = [getattr(model, "visual", None) for model in self._models()]
         shareable = self.options.one_look and not self.options.reference_free
         shareable = shareable and all(tower is not None and is_frozen(tower) for tower in towers)
-        shareable = shareable and not self.ref_adapter_name and all(same_weights(towers[0], t) for t in towers[1:])
+        # With an adapter as the reference, a tower that carries a part of it looks differently for either.
+        shareable = shareable and not (self.ref_adapter_name and has_adapter(towers[0]))
+        shareable = shareable and all(same_weights(towers[0], t) for t in towers[1:])
         self.shared_towers = towers if shareable else []
         if self.options.reference_free:
             how = "no reference; the vision tower runs for the policy alone"
@@ -176,9 +192,18 @@ class APOTrainer(ResumesWhole, DPOTrainer):
 
     def _fill_cache(self) -> TrainOutput:
         """Compute and verify the reference log-probs of all training and validation rows; each rank takes its share."""
+        if not isinstance(self.train_dataset, Sized):
+            raise ValueError("apo_cache_only visits every row once, and a stream has no end; leave --streaming out")
         self.template.register_post_encode_hook(self._models())
         if self.ref_model is None:
-            self.accelerator.unwrap_model(self.model).to(self.args.device)  # training would have done so later
+            # As training would have done later: moved, and its forward under autocast (not what comes before it, as the
+            # vision tower's hook), or the numbers would be others.
+            model = self.accelerator.prepare_model(self.accelerator.unwrap_model(self.model), evaluation_mode=True)
+            if self.is_deepspeed_enabled and model.dtype == torch.float32 and self.accelerator.mixed_precision != "no":
+                raise ValueError(
+                    "apo_cache_only under DeepSpeed, which computes in another dtype than the weights': give "
+                    "--torch_dtype bfloat16 (or float16), or fill the cache without --deepspeed"
+                )
         loaders = [self._share(self.train_dataset, self.args.per_device_train_batch_size)]
         if self.eval_dataset is not None:
             loaders.append(self._share(self.eval_dataset, self.args.per_device_eval_batch_size))
@@ -209,7 +234,7 @@ class APOTrainer(ResumesWhole, DPOTrainer):
         return TrainOutput(0, 0.0, {})
 
     def get_batch_loss_metrics(self, model, batch, train_eval="train", pair_loss_scale=None):
-        """Mean loss of a micro-batch of studies, and its metrics averaged over studies and ranks."""
+        """Mean loss of a micro-batch of studies, and sum and count of each of its metrics (`_shares`)."""
         if not self.groups:
             if group.BATCH_KEY in batch:
                 raise ValueError(
@@ -243,20 +268,34 @@ class APOTrainer(ResumesWhole, DPOTrainer):
         if self.args.rpo_alpha is not None:
             losses = losses + self.args.rpo_alpha * nll
             metrics["nll_loss"] = nll.detach()
-        is_chosen = torch.zeros_like(policy.counts, dtype=torch.bool)
-        is_chosen[chosen] = True
+        sizes = torch.tensor(layout.group_sizes, device=losses.device)
         sums = policy.sums.detach()
-        metrics["logps/chosen"] = sums[is_chosen]
-        metrics["logps/rejected"] = sums[~is_chosen]
-        return losses.mean(), self._average(metrics, "eval_" if train_eval == "eval" else "")
+        metrics["logps/chosen"] = sums[chosen]
+        shares = {key: torch.stack([v.double(), torch.ones_like(v.double())], 1) for key, v in metrics.items()}
+        study = torch.arange(len(sizes), device=losses.device).repeat_interleave(sizes)
+        negatives = torch.stack([sums.index_fill(0, chosen, 0.0), torch.ones_like(sums).index_fill(0, chosen, 0.0)], 1)
+        shares["logps/rejected"] = negatives.new_zeros(len(sizes), 2).index_add(0, study, negatives)
+        return losses.mean(), self._shares(shares, train_eval)
 
-    def _average(self, metrics: dict[str, torch.Tensor], prefix: str) -> dict[str, float]:
-        # Sums and counts in one collective: ranks may hold unequal numbers of studies and negatives.
-        table = torch.stack(
-            [torch.stack([v.double().sum(), v.new_tensor(v.numel()).double()]) for v in metrics.values()]
-        )
-        table = self.accelerator.reduce(table, reduction="sum")
-        return {f"{prefix}{key}": (row[0] / row[1]).item() for key, row in zip(metrics, table, strict=True)}
+    def _shares(self, by_study: dict[str, torch.Tensor], train_eval: str) -> dict[str, torch.Tensor]:
+        """Sum and count, [2], of each metric of a micro-batch; in training of this rank's studies, in evaluation of
+        all ranks', without those that a loader gave twice to make the ranks even. `by_study`: [S, 2] each."""
+        if train_eval == "train":
+            return {key: value.sum(0) for key, value in by_study.items()}
+        table = self.accelerator.gather_for_metrics(torch.stack(list(by_study.values()), 1)).sum(0)
+        return {f"eval_{key}": row for key, row in zip(by_study, table, strict=True)}
+
+    def log(self, logs, start_time=None):
+        """Divide once: over all studies since the last log, whatever micro-batch, step or rank they came in."""
+        mode = "train" if "loss" in logs else "eval"
+        stored = self._stored_metrics[mode]
+        if self.groups and stored:
+            totals = torch.stack([torch.stack(parts).sum(0) for parts in stored.values()])
+            if mode == "train":
+                totals = self.accelerator.reduce(totals, reduction="sum")
+            means = (totals[:, 0] / totals[:, 1]).tolist()
+            stored.update({key: [mean] for key, mean in zip(list(stored), means, strict=True)})
+        super().log(logs, start_time)
 
     def prediction_step(self, model, inputs, prediction_loss_only=False, *args, **kwargs):
         if not self.groups:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from apo.head import swapped_forward
+from apo.refusals import ADAPTER_PARTS
 
 
 def is_frozen(module: nn.Module) -> bool:
@@ -17,6 +18,11 @@ def is_frozen(module: nn.Module) -> bool:
     carries LoRA still differs between policy and reference.
     """
     return not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def has_adapter(module: nn.Module) -> bool:
+    """Whether any parameter belongs to an adapter."""
+    return any(part in f".{name}" for name, _ in module.named_parameters() for part in ADAPTER_PARTS)
 
 
 def same_weights(left: nn.Module, right: nn.Module) -> bool:

@@ -104,6 +104,15 @@ def cut_off(checkpoint) -> str | None:
     return None
 
 
+def has_optimizer(checkpoint) -> bool:
+    """Whether training can go on from a `checkpoint-N` as if it had not ended: not with `save_only_model`.
+
+    Plain training and FSDP have optimizer.* beside the weights, DeepSpeed a folder global_stepN.
+    """
+    folder = Path(checkpoint)
+    return any(any(folder.glob(name)) for name in ("optimizer*", "global_step*", "rank*optimizer*"))
+
+
 def latest_whole(folder) -> Path | None:
     """The newest `checkpoint-N` of an output folder that training can go on from, or None."""
     folder = Path(folder)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from apo.options import check_model_kwargs
-from apo.refusals import STUDY_LOSSES, refuse_settings, refuse_sliding_config
+from apo.refusals import STUDY_LOSSES, refuse_critique_settings, refuse_settings, refuse_sliding_config
 from data import checkpoints
 from data.errors import UserError
 from scripts.ranges import check_ranges
@@ -67,12 +67,15 @@ def visible_gpus() -> int:
 def resolve(stage: str, command: Command) -> Plan:
     """Settings, world and fixed flags of a run, without its data: see `add_data`. Raises UserError."""
     config = command.config or ROOT / DEFAULT_CONFIGS[stage]
-    settings = merge(read_config(stage, config), command.flags, str(config))
+    written = read_config(stage, config)
+    settings = merge(written, command.flags, str(config))
     check_ranges(settings, command.flags, config)
     for name in ("model", "dataset", "output_dir"):
         if not settings.get(name):
             raise UserError(f"{config}: no {name}; write it there or pass --{name}")
     plan = Plan(stage, config, settings)
+    if "model_kwargs" in written and "model_kwargs" in command.flags:
+        plan.notes.append(f"--model_kwargs replaces the whole of {config.name}'s: {written['model_kwargs']}")
     _resume_last(plan)
     ranks = _world(plan, command.dry_run)
     _batch(plan, ranks)
@@ -207,9 +210,13 @@ def _fixed_flags(plan: Plan) -> None:
     _apo_options(settings)
     if plan.groups:
         _refuse(refuse_settings, settings)
+        if plan.stage == "critique":
+            _refuse(refuse_critique_settings, settings)
     plugin = str(ROOT / "apo" / "plugin.py")
     # An absolute path: ms-swift stores it in the checkpoint and loads it again from any folder.
     settings["external_plugins"] = [plugin, *(p for p in as_list(settings.get("external_plugins")) if p != plugin)]
+    if as_bool(settings, "save_only_model"):
+        plan.notes.append("save_only_model true: without optimizer state an interrupted run cannot be gone on with")
     if as_bool(settings, "strict", True) is False:
         plan.notes.append("strict false: ms-swift replaces rows that it cannot encode by random others")
 
@@ -306,6 +313,11 @@ def check_resume(plan: Plan) -> None:
         whole = checkpoints.latest_whole(resumed.parent)
         raise UserError(f"resume_from_checkpoint {problem}; give {whole or 'a checkpoint-N folder that is whole'}")
     checkpoints.describe(resumed)
+    if resumed.is_dir() and not as_bool(plan.settings, "resume_only_model") and not checkpoints.has_optimizer(resumed):
+        raise UserError(
+            f"resume_from_checkpoint {resumed}: holds no state of the optimizer (saved with save_only_model): learning "
+            "rate and moments would silently begin anew. Go on from another, or accept it with --resume_only_model true"
+        )
 
 
 def refuse_used_folder(plan: Plan) -> None:

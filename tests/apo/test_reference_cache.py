@@ -75,6 +75,49 @@ def test_damage_in_the_middle_names_the_file(tmp_path):
         ReferenceCache(tmp_path, IDENTITY)
 
 
+def test_ranks_of_two_nodes_may_share_a_process_id(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    founded, others = [], []
+
+    def founding(partial, path, link=os.link):
+        founded.append(partial)
+        if len(founded) == 1:  # while this rank is about to found the folder, another one does, and tidies up
+            others.append(ReferenceCache(tmp_path, IDENTITY))
+        link(partial, path)
+
+    monkeypatch.setattr(os, "link", founding)
+    ReferenceCache(tmp_path, IDENTITY).append(["a"], [-1.0], [1])
+    others[0].append(["b"], [-2.0], [1])
+    assert len(set(founded)) == 2 and ReferenceCache(tmp_path, IDENTITY).logps.keys() == {"a", "b"}
+
+
+def test_a_full_disk_leaves_no_half_record(tmp_path):
+    """In a process of its own: the limit on a file's size is a process's."""
+    code = (
+        "import resource, signal, sys\n"
+        "from apo.reference_cache import ReferenceCache\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "cache = ReferenceCache(sys.argv[1], {'weights': 'abc', 'dtype': 'float32'})\n"
+        "cache.append(['whole'], [-1.0], [1])\n"
+        "_, most = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, most))\n"
+        "try:\n"
+        "    cache.append([f'k{number}' for number in range(9)], [-123.456789] * 9, [9] * 9)\n"
+        "    sys.exit('no error')\n"
+        "except OSError:\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))\n"
+        "cache.append(['after'], [-2.0], [2])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0
+    assert ReferenceCache(tmp_path, IDENTITY).logps == {"whole": (-1.0, 1), "after": (-2.0, 2)}
+
+
+def test_a_home_folder_may_be_written_short(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ReferenceCache("~/cache", IDENTITY).folder == tmp_path / "cache"
+
+
 def test_keys_depend_on_prompt_film_and_response():
     def keys(**changes):
         group = {"input_ids": [1, 2], "responses": [[3], [4, 5]], "pixel_values": torch.zeros(2, 2)}
@@ -181,6 +224,23 @@ def test_cache_only_pass_then_training_with_another_beta(student_dir, studies, t
     assert cached[0]["loss"] == pytest.approx((math.log(8) + math.log(2)) / 2, abs=1e-5)
     with pytest.raises(ValueError, match="complete, yet"):
         run(student_dir, studies, tmp_path / "pixels", cache, max_pixels=3136)
+
+
+def test_a_pass_computes_as_training_does(student_dir, studies, tmp_path):
+    """Float32 weights under autocast, which only a prepared model has inside."""
+    mixed = {"bf16": "true", "fp16": "false", "num_train_epochs": 1, "learning_rate": 0}
+    run(student_dir, studies, tmp_path / "a", tmp_path / "filled", only=True, **mixed)
+    run(student_dir, studies, tmp_path / "b", tmp_path / "trained", **mixed)
+    filled, trained = (ReferenceCache(tmp_path / name, identity_of(tmp_path / name)) for name in ("filled", "trained"))
+    assert identity_of(filled.folder) == identity_of(trained.folder) and filled.logps == trained.logps
+    run(student_dir, studies, tmp_path / "c", tmp_path / "plain", only=True)
+    plain = ReferenceCache(tmp_path / "plain", identity_of(tmp_path / "plain"))
+    assert plain.logps.keys() == filled.logps.keys() and plain.logps != filled.logps, "and autocast is seen"
+
+
+def test_a_pass_over_a_stream_is_refused(student_dir, studies, tmp_path):
+    with pytest.raises(ValueError, match="leave --streaming out"):
+        run(student_dir, studies, tmp_path / "a", tmp_path / "cache", only=True, streaming="true", max_steps=2)
 
 
 def test_an_interrupted_pass_goes_on_where_it_was(student_dir, studies, tmp_path, monkeypatch):

@@ -6,7 +6,13 @@ import pytest
 
 from apo.forward import check_template
 from apo.loss import LOSSES
-from apo.refusals import STUDY_LOSSES, refuse_settings, refuse_sliding_config
+from apo.refusals import (
+    STUDY_LOSSES,
+    refuse_critique_settings,
+    refuse_moving_reference,
+    refuse_settings,
+    refuse_sliding_config,
+)
 from tests.apo.cases import make_rows, train, write_rows
 
 FLAGS = [
@@ -29,6 +35,70 @@ def test_each_flag_is_refused_as_word_and_as_value(flag, value, why):
     for given in (value, str(value)):
         with pytest.raises(ValueError, match=f"^--{flag} .*{why}"):
             refuse_settings({flag: given})
+
+
+MOVING = [
+    ("tuner_type", "adapter", "use lora or full"),
+    ("tuner_type", "lora_llm", "use lora or full"),
+    ("lora_bias", "all", "set it to none"),
+    ("init_weights", "pissa", "use true, false or gaussian"),
+    ("neftune_noise_alpha", 5.0, "leave it out"),
+    ("label_smoothing_factor", 0.1, "--label_smoothing$"),
+    ("sync_ref_model", True, "stays frozen"),
+]
+
+
+@pytest.mark.parametrize(("flag", "value", "why"), MOVING)
+def test_what_would_move_the_reference_is_refused(flag, value, why):
+    for given in (value, str(value)):
+        with pytest.raises(ValueError, match=f"^--{flag} .*{why}"):
+            refuse_critique_settings({flag: given})
+    refuse_settings({flag: value})  # Learn has no reference
+
+
+def test_a_reference_of_its_own_leaves_the_tuner_free():
+    for flag, value, _ in MOVING[:4]:
+        refuse_critique_settings({flag: value, "ref_model": "other"})
+    with pytest.raises(ValueError, match="neftune"):
+        refuse_critique_settings({"neftune_noise_alpha": 5, "ref_model": "other"})
+    refuse_critique_settings(
+        {"tuner_type": "lora", "init_weights": True, "lora_bias": "none", "neftune_noise_alpha": None}
+    )
+
+
+def test_only_an_adapter_may_be_trained_on_a_shared_base():
+    refuse_moving_reference(
+        ["model.q.lora_A.default.weight", "lm_head.modules_to_save.default.weight", "q.lora_magnitude_vector.d.weight"],
+        is_adapter=True,
+    )
+    with pytest.raises(ValueError, match=r"model\.q\.base_layer\.bias is trained \(1 such\)"):
+        refuse_moving_reference(["model.q.lora_A.default.weight", "model.q.base_layer.bias"], is_adapter=True)
+    with pytest.raises(ValueError, match="its own reference"):
+        refuse_moving_reference([], is_adapter=False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"tuner_type": "adapter"}, "no adapter to turn off"),
+        ({"tuner_type": "lora_llm"}, "is trained"),
+        ({"lora_bias": "all"}, "bias is trained"),
+        ({"init_weights": "pissa"}, "init_weights pissa"),
+        ({"neftune_noise_alpha": "5"}, "neftune_noise_alpha 5"),
+        ({"label_smoothing_factor": "0.1"}, "label_smoothing_factor 0.1"),
+    ],
+)
+def test_a_moving_reference_stops_the_run_without_our_launcher(student_dir, tmp_path, flags, message):
+    rows = write_rows(tmp_path / "rows.jsonl", make_rows(tmp_path, studies=2, negatives=(2, 1), films=(1, 1)))
+    with pytest.raises(ValueError, match=message):
+        train(student_dir, rows, tmp_path / "out", max_steps=1, **flags)
+
+
+@pytest.mark.parametrize("flags", [{"use_dora": "true"}, {"modules_to_save": "lm_head"}])
+def test_what_turning_the_adapter_off_undoes_is_trained(student_dir, tmp_path, flags):
+    rows = write_rows(tmp_path / "rows.jsonl", make_rows(tmp_path, studies=2, negatives=(2, 1), films=(1, 1)))
+    logs, _ = train(student_dir, rows, tmp_path / "out", max_steps=2, num_train_epochs=2, learning_rate=1e-2, **flags)
+    assert logs[0]["rewards/chosen"] == pytest.approx(0, abs=1e-5) and logs[1]["rewards/chosen"] != 0
 
 
 def test_defaults_pass():

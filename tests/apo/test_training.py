@@ -9,7 +9,7 @@ from swift.rlhf_trainers import DPOTrainer
 
 from apo.options import Options
 from apo.trainer import APOTrainer
-from tests.apo.cases import column, make_many_rows, train, write_rows
+from tests.apo.cases import column, make_many_rows, train, train_on_ranks, write_rows
 
 STEPS = 20
 
@@ -128,6 +128,54 @@ def test_vision_tower_runs_once_for_policy_and_reference_when_frozen(
     monkeypatch.setattr(APOTrainer, "_settle_vision", counting)
     train(student_dir, studies[0], tmp_path / "out", max_steps=4, per_device_train_batch_size=1, **flags)
     assert len(calls) == looks
+
+
+@pytest.mark.parametrize(("freeze", "looks"), [("true", 4), ("false", 8)])
+def test_an_adapter_as_the_reference_shares_the_look_where_it_leaves_the_tower_alone(
+    studies, student_dir, tmp_path, monkeypatch, freeze, looks
+):
+    flags = {"max_steps": 4, "per_device_train_batch_size": 1, "freeze_vit": freeze, "learning_rate": 1e-2}
+    train(student_dir, studies[0], tmp_path / "first", **flags | {"seed": 1})
+    adapter = tmp_path / "first/checkpoint-4"
+    flags |= {"adapters": adapter, "ref_adapters": adapter}
+    plain, _ = train(student_dir, studies[0], tmp_path / "b", model_kwargs={"apo_one_look": "false"}, **flags)
+    calls = []
+    original = APOTrainer._settle_vision
+
+    def counting(self):
+        for model in self._models():
+            model.visual.patch_embed.register_forward_hook(lambda *_: calls.append(1))
+        original(self)
+
+    monkeypatch.setattr(APOTrainer, "_settle_vision", counting)
+    shared, _ = train(student_dir, studies[0], tmp_path / "a", **flags)
+    assert len(calls) == looks
+    assert_same_run(shared, plain)
+    assert shared[0]["rewards/chosen"] == pytest.approx(0, abs=1e-5) and shared[3]["rewards/chosen"] != 0
+
+
+def test_metrics_are_means_over_studies(studies, student_dir, tmp_path):
+    """Whatever micro-batch or rank a study came in, the last of which are not full."""
+    rows = write_rows(tmp_path / "five.jsonl", studies[1][:5])
+    flags = {"val_dataset": rows, "eval_strategy": "steps", "eval_steps": 3, "max_steps": 3, "learning_rate": 1e-2}
+    flags |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "logging_steps": 3}
+    (*_, whole), (expected,) = train(student_dir, studies[0], tmp_path / "one", per_device_eval_batch_size=1, **flags)
+    flags |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+    (*_, halves), (pairs,) = train(student_dir, studies[0], tmp_path / "two", per_device_eval_batch_size=2, **flags)
+    flags |= {"per_device_train_batch_size": 1}
+    (*_, shared), (ranks,) = train_on_ranks(
+        2, student_dir, studies[0], tmp_path / "ranks", per_device_eval_batch_size=1, **flags
+    )
+    names = [name for name in expected if name.startswith(("eval_rewards", "eval_logps", "eval_effective"))]
+    assert len(names) > 8
+    for name in names:
+        assert pairs[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
+        assert ranks[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
+        train_name = name.removeprefix("eval_")
+        assert halves[train_name] == pytest.approx(whole[train_name], rel=1e-3, abs=1e-4), train_name
+        assert shared[train_name] == pytest.approx(whole[train_name], rel=1e-3, abs=1e-4), train_name
+    # of all negatives alike, not of each study's mean
+    assert whole["logps/rejected"] != pytest.approx(whole["rewards/rejected"], abs=1)
 
 
 def test_evaluation_with_lora_on_the_vision_tower(studies, student_dir, tmp_path):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -517,11 +518,11 @@ def test_reference_of_an_adapter_is_that_adapter(capsys, gpus):
 # ---- data
 
 
-def run(method, model, studies, out, *words):
+def run(method, model, studies, out, *words, config=None):
     given = ["--model", model, "--dataset", studies, "--output_dir", out, *words]
     # The phantom config takes its films from the quickstart's folder.
     root = ["--image_root", Path(str(studies)).parent] if method == "apo" and "--image_root" not in words else []
-    return launch.main([method, PHANTOM[method], *map(str, [*given, *root])])
+    return launch.main([method, str(config or PHANTOM[method]), *map(str, [*given, *root])])
 
 
 def lines(path):
@@ -693,6 +694,7 @@ def test_two_runs_on_one_folder(model, studies, tmp_path, ran):
 def checkpoint(folder, model=None):
     folder.mkdir(parents=True) if model is None else shutil.copytree(model, folder)
     (folder / "trainer_state.json").write_text("{}")
+    zipfile.ZipFile(folder / "optimizer.pt", "w").close()
     return folder
 
 
@@ -721,6 +723,45 @@ def test_last_begins_and_goes_on(model, studies, tmp_path, ran, capsys):
     assert [used[name] for name in ("resume_from_checkpoint", "model")] == [str(saved)] * 2
     assert used["ref_model"] == str(model)
     assert "goes on from checkpoint-20" in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_optimizer_is_not_gone_on_with_unasked(model, studies, tmp_path, ran, capsys):
+    assert run("apo", model, studies, tmp_path / "o", "--save_only_model", "true") == 0
+    assert "an interrupted run cannot be gone on with" in capsys.readouterr().out
+    saved = checkpoint(tmp_path / "o/checkpoint-20", model)
+    (saved / "optimizer.pt").unlink()
+    for words in (("--resume_from_checkpoint", saved), ("--resume_from_checkpoint", "last")):
+        with pytest.raises(UserError, match=f"resume_from_checkpoint {saved}: holds no state of the optimizer"):
+            run("apo", model, studies, tmp_path / "o", *words)
+        assert run("apo", model, studies, tmp_path / "o", *words, "--resume_only_model", "true") == 0
+    (saved / "global_step20").mkdir()  # DeepSpeed's
+    assert run("apo", model, studies, tmp_path / "o", *words) == 0
+
+
+def test_a_mapping_on_the_command_line_replaces_the_files(model, studies, tmp_path, ran, capsys):
+    config = tmp_path / "c.yaml"
+    config.write_text(f"{(ROOT / 'configs/apo_phantom.yaml').read_text()}\nmodel_kwargs: {{apo_cache_dir: cache}}\n")
+    words = ("--model_kwargs", '{"apo_layout": "rows"}')
+    assert run("apo", model, studies, tmp_path / "o", *words) == 0 and "replaces" not in capsys.readouterr().out
+    assert run("apo", model, studies, tmp_path / "o", *words, config=config) == 0
+    assert """--model_kwargs replaces the whole of c.yaml's: {"apo_cache_dir": "cache"}""" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tuner_type", "adapter"], "tuner_type adapter trains weights that the reference shares"),
+        (["--lora_bias", "all"], "lora_bias all"),
+        (["--init_weights", "pissa"], "init_weights pissa"),
+        (["--neftune_noise_alpha", "5"], "neftune_noise_alpha 5"),
+        (["--label_smoothing_factor", "0.1"], "that of ours is --label_smoothing$"),
+        (["--sync_ref_model", "true"], "sync_ref_model true"),
+    ],
+)
+def test_what_would_move_the_reference_is_refused(model, studies, tmp_path, ran, words, message):
+    with pytest.raises(UserError, match=message):
+        run("apo", model, studies, tmp_path / "o", *words)
+    assert not ran
 
 
 def test_resuming_full_tuning_loads_the_checkpoints_weights(model, studies, tmp_path, ran, capsys):
