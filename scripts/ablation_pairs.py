@@ -1,7 +1,7 @@
 """Comparisons of the ablation ledger that its tables of one world hold no column for: across worlds, rows and metrics.
 
-Each is a sum of signed metrics, taken seed by seed; its mean is tested against zero, with Holm's correction over all of
-them. They were chosen after most of their numbers were known: the correction is for their number, not for the choice.
+Each is a weighted sum of metrics, taken seed by seed; its mean is tested against zero, with Holm's correction over all
+of them. They were chosen after most of their numbers were known: the correction is for their number, not the choice.
 """
 
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ CONSENSUS = ("consensus", "mean_accuracy")
 
 
 class Term(NamedTuple):
-    """`sign` times a metric of a row in a world; `path` as in scripts.ablation_tables.by_seed."""
+    """`factor` times a metric of a row in a world; `path` as in scripts.ablation_tables.by_seed."""
 
-    sign: int
+    factor: float
     world: str
     row: str
     path: tuple[str, ...] = ACCURACY
@@ -38,8 +38,17 @@ def beyond(world: str, row: str) -> tuple[Term, Term]:
     return Term(1, world, row), Term(-1, world, row, CONSENSUS)
 
 
+# The same settings from two trainings of Learn: the mean of both, seed by seed.
+BOTH = (Term(0.5, "published", "pl_nll"), Term(0.5, "published", "pl_nll_again"))
 SECOND = "second round minus first"
 PAIRS: dict[str, tuple[Term, ...]] = {
+    "`pl_nll`, both trainings, minus best teacher": (*BOTH, Term(-1, "published", "pl_nll", ("best_teacher",))),
+    "`pl_nll`, both trainings, minus `learn`": (*BOTH, Term(-1, "published", "learn")),
+    "`pl_nll`, both trainings, minus `sft_consensus_flops`": (*BOTH, Term(-1, "published", "sft_consensus_flops")),
+    "`pl_nll`, both trainings, minus `sft_consensus_flops_best`": (
+        *BOTH,
+        Term(-1, "published", "sft_consensus_flops_best"),
+    ),
     "consensus with the student heard, minus the first": (
         Term(1, "published", "two_rounds", CONSENSUS),
         Term(-1, "published", "pl_nll", CONSENSUS),
@@ -93,7 +102,7 @@ def total(blocks: Mapping[str, Block], terms: tuple[Term, ...]) -> BySeed:
     for term in terms:
         block = blocks.get(term.world)
         lines = (block.lines | block.compared).get(term.row, {}) if block else {}
-        found.append({seed: term.sign * value for seed, value in by_seed(lines, *term.path).items()})
+        found.append({seed: term.factor * value for seed, value in by_seed(lines, *term.path).items()})
     seeds = set.intersection(*(set(one) for one in found))
     return {seed: sum(one[seed] for one in found) for seed in sorted(seeds)}
 

@@ -102,7 +102,8 @@ def split_accuracy(accuracy, prevalence, tilt):
     return accuracy + (1 - p) * gap, accuracy - p * gap
 
 
-def _published(tilt):
+def published_rates(tilt):
+    """Sensitivity and specificity of every teacher at the published accuracies; `tilt`: {teacher: -1 to 1}."""
     pairs = {}
     for name, row in PUBLISHED_ACCURACY.items():
         cells = zip(FIVE, row, strict=True)
@@ -130,8 +131,8 @@ def _milder(rates, share):
 
 WORLDS = {
     "balanced": World(BALANCED),
-    "published": World(_published(TILT), ramp=0.0),
-    "published_even": World(_published(dict.fromkeys(TEACHERS, 0.0)), ramp=0.0),
+    "published": World(published_rates(TILT), ramp=0.0),
+    "published_even": World(published_rates(dict.fromkeys(TEACHERS, 0.0)), ramp=0.0),
     "correlated": World(BALANCED, rho=0.6),
     "looks": World(BALANCED, rho=0.6, looks=True),
     "drift": World(_milder(BALANCED, 0.7), ramp=0.9),

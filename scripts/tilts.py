@@ -1,0 +1,116 @@
+"""How often a label-free consensus finds the truth at the published accuracies, over ways to split them.
+
+    python -m scripts.tilts [--splits 100] [--films 1560] [--test 400] [--seed 0] [--out docs/results/tilts.json]
+
+The paper prints one accuracy a teacher and finding; sensitivity and specificity, on which every consensus depends, are
+not known. A split is one tilt a teacher, uniform from -1 (says no too often) to 1 (says yes too often), as in
+data/phantom/teachers.py; the world "published" is one split, chosen so that the consensus works. Here teachers of
+random splits vote on the truth of drawn films, and Dawid and Skene's consensus (apo/consensus.py, fitted on all films)
+and the unweighted vote are scored on the last ones, beside the best teacher there.
+
+Votes are drawn and not read from texts, and every teacher speaks on every finding, unless it refuses.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from apo.consensus import fit_dawid_skene, orient
+from data.errors import UserError, refuse_below_one, run_cli
+from data.files import write_atomic
+from data.phantom import cohort
+from data.phantom.teachers import FIVE, MANNERS, OTHER_RATES, OTHERS, TEACHERS, TILT, published_rates
+
+SHIPPED = {"published": TILT, "published_even": dict.fromkeys(TEACHERS, 0.0)}
+
+
+def truths(films: int, test: int, seed: int) -> np.ndarray:
+    """[films + test, findings] of bool, the five first: the truth of a cohort's films, which are not drawn."""
+    studies = [
+        study
+        for split, n in (("train", films), ("test", test))
+        for study in cohort.plan(split, n, seed=seed, world="published")
+    ]
+    states = [[one["findings"][label]["state"] == "present" for label in (*FIVE, *OTHERS)] for one in studies]
+    return np.array(states)
+
+
+def vote(truth: np.ndarray, tilt: dict[str, float], rng: np.random.Generator) -> np.ndarray:
+    """[films, teachers, findings]: 1 present, 0 absent, -1 refused."""
+    pairs = published_rates(tilt)
+    rates = np.array([[*pairs[name], *[OTHER_RATES] * len(OTHERS)] for name in TEACHERS])  # [teachers, findings, 2]
+    wrong = 1.0 - np.where(truth[:, None, :], rates[None, :, :, 0], rates[None, :, :, 1])
+    says = truth[:, None, :] ^ (rng.random(wrong.shape) < wrong)
+    refuses = rng.random((len(truth), len(TEACHERS))) < [MANNERS[name][1] for name in TEACHERS]
+    return np.where(refuses[:, :, None], -1, says)
+
+
+def score(truth: np.ndarray, votes: np.ndarray, test: int) -> dict[str, float]:
+    """Mean accuracies over the five findings of the last `test` films, and the lowest of the consensus by finding."""
+    by_label = {label: votes[:, :, i] for i, label in enumerate((*FIVE, *OTHERS))}
+    fits, _ = orient({label: fit_dawid_skene(found) for label, found in by_label.items()}, by_label)
+    truth, last = truth[-test:, : len(FIVE)], votes[-test:, :, : len(FIVE)]
+    modelled = np.stack([fits[label].posterior[-test:, 1] > 0.5 for label in FIVE], 1)
+    majority = (last == 1).sum(1) > (last == 0).sum(1)
+    right = (modelled == truth).mean(0)
+    teachers = (last == truth[:, None]).mean((0, 2))
+    return {
+        "dawid_skene": float(right.mean()),
+        "worst finding": float(right.min()),
+        "vote": float((majority == truth).mean()),
+        "best teacher": float(teachers.max()),
+    }
+
+
+def summary(found: list[dict[str, float]]) -> dict[str, float]:
+    """Shares and quartiles over splits."""
+    table = {name: np.array([one[name] for one in found]) for name in found[0]}
+    best = table["best teacher"]
+    low, middle, high = np.quantile(table["dawid_skene"], [0.25, 0.5, 0.75])
+    return {
+        "splits": len(found),
+        "dawid_skene above the best teacher": float((table["dawid_skene"] > best).mean()),
+        "dawid_skene above it by 5 points": float((table["dawid_skene"] > best + 0.05).mean()),
+        "dawid_skene at .90 or more": float((table["dawid_skene"] >= 0.9).mean()),
+        "a finding turned round": float((table["worst finding"] < 0.5).mean()),
+        "vote above the best teacher": float((table["vote"] > best).mean()),
+        "dawid_skene, quartile 1": float(low),
+        "dawid_skene, median": float(middle),
+        "dawid_skene, quartile 3": float(high),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m scripts.tilts", description=__doc__.split("\n")[0])
+    parser.add_argument("--splits", type=int, default=100, help="random splits (default: 100)")
+    parser.add_argument("--films", type=int, default=1560, help="beside the scored ones (default: 1560)")
+    parser.add_argument("--test", type=int, default=400, help="scored films (default: 400)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON file to write as well")
+    args = parser.parse_args(argv)
+    refuse_below_one(args, "splits", "films", "test")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: must be a whole number from 0")
+    truth = truths(args.films, args.test, args.seed)
+    rng = np.random.default_rng([args.seed, 71])
+    shipped = {name: score(truth, vote(truth, tilt, rng), args.test) for name, tilt in SHIPPED.items()}
+    found = []
+    for number in range(args.splits):
+        tilt = dict(zip(TEACHERS, rng.uniform(-1, 1, len(TEACHERS)).tolist(), strict=True))
+        found.append(score(truth, vote(truth, tilt, rng), args.test))
+        print(f"\rsplit {number + 1} of {args.splits}", end="", flush=True)
+    print()
+    result = {"films": args.films, "test": args.test, "seed": args.seed, "random": summary(found), **shipped}
+    for name in ("random", *shipped):
+        for what, value in result[name].items():
+            print(f"{name:15} {what:36} {value:.3g}")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(args.out, json.dumps(result, indent=2) + "\n")
+        print(f"written: {args.out}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,130 @@
+"""What README.md and docs/evidence.md say in words is what the ledger says in numbers.
+
+Each claim is a template; its numbers are computed and the page must hold the sentence. Where the ledger has grown, the
+words have to follow, here or there.
+"""
+
+import functools
+import re
+
+import pytest
+
+from scripts import ablation_ledger as ledger
+from scripts.ablate_report import fixed
+from scripts.ablation_pairs import Term, looks, total
+from scripts.ablation_rows import Sizes, read_rows
+from scripts.ablation_tables import blocks, compare, mean_of, own_reference, paired
+from scripts.plan import ROOT
+
+CONSENSUS = ("consensus", "mean_accuracy")
+BEST, MAJORITY = ("best_teacher",), ("majority_class",)
+
+
+@functools.cache
+def page(name):
+    return re.sub(r"\s+", " ", (ROOT / name).read_text(encoding="utf-8"))
+
+
+@functools.cache
+def worlds():
+    found, left = blocks(ledger.read(ledger.LEDGER).values(), read_rows())
+    assert not left
+    return {block.world: block for block in found if block.sizes == Sizes()}
+
+
+def numbers(*terms, below=False):
+    """[mean, low, high] in points of a sum of terms over the seeds that all have; of its negative with `below`."""
+    sign = -1 if below else 1
+    values = total(worlds(), tuple(Term(factor * sign, *rest) for factor, *rest in terms))
+    mean = mean_of(values)
+    assert mean and mean.low is not None, "an interval needs three seeds"
+    return [fixed(100 * value, 1) for value in mean[1:]]
+
+
+def one(row, *path, world="published"):
+    return numbers((1, world, row, *path))
+
+
+def minus(row, other, *, world="published", path=("mean_accuracy",), below=False):
+    return numbers((1, world, row, path), (-1, world, other, path), below=below)
+
+
+def above(row, path, *, world="published", below=False):
+    return numbers((1, world, row), (-1, world, row, path), below=below)
+
+
+def both(*rest, below=False):
+    """Of `pl_nll` over both trainings."""
+    return numbers((0.5, "published", "pl_nll"), (0.5, "published", "pl_nll_again"), *rest, below=below)
+
+
+def to_reference(row):
+    reference, _ = own_reference(worlds()["published"], row)
+    difference, _ = paired(total(worlds(), (Term(1, "published", row),)), reference)
+    return [fixed(100 * value, 1, "+" if i == 0 else "") for i, value in enumerate(difference[1:])]
+
+
+README, EVIDENCE = "README.md", "docs/evidence.md"
+SECOND = ("two_rounds_n1", "n1")
+CLAIMS = [
+    (README, "{0} % ({1} to {2}) | {3} % ({4} to {5}) | {6} % ({7} to {8}) | **{9} %** ({10} to {11})",
+     lambda: one("learn", BEST) + one("learn") + one("pl_nll") + one("two_rounds")),
+    (README, "{0} ({1} to {2}), so one round moves by points", lambda: one("pl_nll_again")),
+    (README, "the published loss without it gave {0} ({1} to {2}), chance", lambda: one("pl")),
+    (README, "raises the consensus from {0} to {3}", lambda: one("pl_nll", CONSENSUS) + one("two_rounds", CONSENSUS)),
+    (EVIDENCE, "{0} points ({1} to {2}) above the best teacher and", lambda: both((-1, "published", "pl_nll", BEST))),
+    (EVIDENCE, "and {0} ({1} to {2}) above Learn", lambda: both((-1, "published", "learn"))),
+    (EVIDENCE, "the first training alone {0} ({1} to {2})", lambda: above("pl_nll", BEST)),
+    (EVIDENCE, "the second {0} ({1} to {2})", lambda: above("pl_nll_again", BEST)),
+    (EVIDENCE, "it is {0} below its last checkpoint ({1} to {2})",
+     lambda: minus("pl_nll", "sft_consensus_flops", below=True)),
+    (EVIDENCE, "{0} below its best one ({1} to {2})",
+     lambda: minus("pl_nll", "sft_consensus_flops_best", below=True)),
+    (EVIDENCE, "are {0} above the last one ({1} to {2};", lambda: minus("two_rounds_n1", "sft_consensus_flops")),
+    (EVIDENCE, "two with seven {0} ({1} to {2};", lambda: minus("two_rounds", "sft_consensus_flops")),
+    (EVIDENCE, "({0} below, {1} to {2}); one negative", lambda: minus("two_rounds_sft", "two_rounds_n1", below=True)),
+    (EVIDENCE, "level with seven ({0}, {1} to {2})", lambda: to_reference("n1")),
+    (EVIDENCE, "with the film's own ({0}, {1} to {2};", lambda: to_reference("pl_random_film")),
+    (EVIDENCE, "Not with this student: {0} ({1} to {2})", lambda: one("pl")),
+    (EVIDENCE, "it is {0} above a vote ({1} to {2})",
+     lambda: minus("compare_dawid_skene", "compare_vote", world="correlated")),
+    (EVIDENCE, "it is right in {0} % after one round and in {3} after two",
+     lambda: one("n1", looks("misleading"), world="looks") + one("two_rounds_n1", looks("misleading"), world="looks")),
+    (EVIDENCE, "after two ({0}, {1} to {2});", lambda: minus(*SECOND, world="looks", path=looks("misleading"))),
+    (EVIDENCE, "in 67.9 and 75.4 (+{0}, {1} to {2})",
+     lambda: minus(*SECOND, world="correlated", path=looks("misleading"))),
+    (EVIDENCE, "A second adds {0} in \"correlated\" ({1} to {2};", lambda: minus(*SECOND, world="correlated")),
+    (EVIDENCE, "and {0} in \"looks\" ({1} to {2};", lambda: minus(*SECOND, world="looks")),
+    (EVIDENCE, "not: {0} below it after one round ({1} to {2})", lambda: above("pl_nll", CONSENSUS, below=True)),
+    (EVIDENCE, "{0} below the second one after two ({1} to {2})", lambda: above("two_rounds", CONSENSUS, below=True)),
+    (EVIDENCE, "of an unweighted vote gave {0} ({1} to {2};", lambda: one("consensus_vote")),
+    (EVIDENCE, "negatives stand level with unweighted ones ({0}, {1} to {2};", lambda: to_reference("pl_weighted")),
+    (EVIDENCE, "the truth {0} ({1} to {2})", lambda: one("consensus_oracle")),
+    (EVIDENCE, "Dawid and Skene's is {0} points above the best teacher ({1} to {2})",
+     lambda: above("compare_dawid_skene", BEST)),
+    (EVIDENCE, "no better than the best teacher's (+{0}, {1} to {2})",
+     lambda: above("compare_dawid_skene", BEST, world="published_even")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "template", "found"), CLAIMS, ids=[template for _, template, _ in CLAIMS])
+def test_words_follow_the_numbers(name, template, found):
+    sentence = template.format(*found())
+    assert sentence in page(name), f"{name} has no longer: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [("two_rounds_n1", "p {} after correction) at three quarters"), ("two_rounds", "; {}) at twice")],
+)
+def test_corrected_p_in_words(row, words):
+    block = worlds()["published"]
+    base = {seed: line["metrics"]["mean_accuracy"] for seed, line in block.lines["sft_consensus_flops"].items()}
+    found = compare(block, {name: base for name in block.lines if name != "sft_consensus_flops"})
+    p = found[row].adjusted
+    assert words.format(f"{p:.2f}" if p > 0.1 else f"{p:.3f}").replace(" 0.", " .") in page(EVIDENCE)
+
+
+def test_a_claim_that_does_not_hold_is_seen():
+    assert "are 3.4 above the last one" not in page(EVIDENCE)
+    assert minus("two_rounds_n1", "sft_consensus_flops") != ["3.4", "1.5", "5.2"]
