@@ -605,3 +605,93 @@ def test_self_result_is_audited():
         "Left pleural effusion.",
         "No pneumonia.",
     ]
+
+
+def test_hedges_count_only_where_nobody_votes():
+    maybe = "Possible left effusion."
+    (result,) = vote([study([maybe, "No effusion."])])
+    assert said(result) == {"Pleural Effusion": ("absent", None)}
+    (result,) = vote([study(["Left effusion.", maybe, maybe])])
+    assert said(result) == {"Pleural Effusion": ("present", "left")}
+
+
+def test_devices_do_not_overrule_normal_and_a_finding_overrules_perhaps_normal():
+    (result,) = vote([study(["No acute cardiopulmonary abnormality. Support devices."] * 2)])
+    assert said(result) == {"No Finding": ("present", None), "Support Devices": ("present", None)}
+    (result,) = vote([study(["Possibly normal chest radiograph. Left effusion."] * 2)])
+    assert said(result) == {"Pleural Effusion": ("present", "left")}
+
+
+def test_only_the_five_are_denied_in_the_text():
+    (result,) = vote([study(["No edema. No fracture."] * 2)])
+    assert result["text"] == "No pulmonary edema."
+    assert result["audit"]["findings"]["Fracture"]["state"] == "absent"
+
+
+@pytest.mark.parametrize("strategy", [vote, dawid_skene])
+def test_quotes_come_from_the_most_reliable_teacher_and_shortest_first(strategy):
+    # "alpha" is alone against three on all other films; on the last one all agree, each in words of its own.
+    films = [study(["No effusion. Edema."] + ["Left effusion. No edema."] * 3, name=f"s{n}") for n in range(12)]
+    last = ["Effusion on the left.", "There is a left effusion. Left effusion.", "A left effusion.", "Left fluid."]
+    result = strategy([*films, study(last, name="last")], compose="quote")[-1]
+    assert result["text"] == "Left effusion." and result["audit"]["findings"]["Pleural Effusion"]["source"] == "beta-2"
+
+
+def test_a_sentence_with_a_side_against_the_decisions_is_never_quoted():
+    texts = [
+        "Left effusion with right pneumothorax.",
+        "No effusion. Left pneumothorax.",
+        "Left pneumothorax. Effusion on the left.",
+    ]
+    (result,) = vote([study(texts)], compose="quote")
+    assert said(result) == {"Pleural Effusion": ("present", "left"), "Pneumothorax": ("present", "left")}
+    assert "right" not in result["text"]
+
+
+def test_a_text_without_a_finding_counts_among_the_others_of_a_medoid():
+    (result,) = medoid([study(["Left effusion.", "Left effusion.", "The film is rotated."])])
+    assert result["audit"]["medoid"]["distance"] == {"alpha": 0.5, "beta-2": 0.5}
+
+
+def test_the_oracle_gives_no_side_to_what_has_none():
+    truth = {
+        "Pleural Effusion": {"state": "absent", "side": "left"},
+        "Cardiomegaly": {"state": "present", "side": "left"},
+    }
+    (result,) = oracle([phantom(["No effusion."], truth)])
+    sides = {label: result["audit"]["findings"][label]["side"] for label in truth}
+    assert sides == {"Pleural Effusion": None, "Cardiomegaly": None}
+
+
+def test_no_part_of_a_teachers_name_is_left_in_any_case_or_status():
+    s = study([])
+    s["trajectories"] = [
+        {"teacher": "GPT-5", "text": "As gpt-5-NANO or Grok I see an effusion.", "status": "ok"},
+        {"teacher": "GPT-5-nano", "text": "GPT-5 and GPT-5-nano see edema.", "status": "ok"},
+        {"teacher": "Grok", "text": "", "status": "empty"},
+    ]
+    text = self_prompt(s, random.Random(0)).text.lower()
+    assert not any(part in text for part in ("gpt", "nano", "grok")) and "effusion" in text and "edema" in text
+
+
+def test_a_prompt_may_be_as_long_as_the_limit():
+    full = self_prompt(seven(), random.Random(1))
+    assert self_prompt(seven(), random.Random(1), length=len, limit=len(full.text)) == full
+
+
+def test_films_of_one_patient_are_drawn_apart():
+    one, other = seven("s1"), seven("s2") | {"patient": "s1"}
+    assert study_rng(one).random() != study_rng(other).random()
+
+
+def test_sides_are_weighed_by_what_teachers_are_worth():
+    """Three of five teachers have the right side in half of the films, two always: the two are believed."""
+    rng = np.random.default_rng(0)
+    sides = [str(rng.choice(["left", "right"])) for _ in range(150)]
+    told = [[side, side, *(str(rng.choice(["left", "right"])) for _ in range(3))] for side in sides]
+    films = [study([f"{s.capitalize()} effusion." for s in row], name=f"s{n}") for n, row in enumerate(told)]
+
+    def right(strategy):
+        return np.mean([said(r)["Pleural Effusion"][1] == side for r, side in zip(strategy(films), sides, strict=True)])
+
+    assert right(dawid_skene) > 0.97 > 0.9 > right(vote)

@@ -518,3 +518,61 @@ def test_published_case_drift():
     assert opposed == {t: 3 * (t in ("GPT-5-nano", "Qwen-VL-Max")) for t in r["heard"]}
     assert r["status"]["Moonshot-v1"] == {"refused": 1, "not asked": 0} and "Moonshot-v1" not in r["heard"]
     assert r["depth"]["conflict"]["adjusted"]["spread"][0]["p"] == 1.0, "one film cannot tell drift along the text"
+
+
+def test_both_sides_against_one_differ_and_are_not_opposed():
+    r = found([study({"a": "Left effusion.", "b": "Bilateral effusions."})])
+    assert r["laterality"]["findings"]["Pleural Effusion"] == {
+        "n": 1,
+        "opposed": 0,
+        "differing": 1,
+        "opposed_share": 0.0,
+    }
+
+
+def test_normal_beside_devices_and_beside_a_hedge():
+    assert consensus_decisions("Support devices.", ["No Finding"])["No Finding"] == ("present", None)
+    assert consensus_decisions("Possible edema.", ["No Finding"])["No Finding"] == ("absent", None)
+
+
+def test_a_claim_is_held_against_the_others_and_hedged_sides_against_nobody():
+    one = study({"a": "Left effusion.", "b": "Right effusion.", "c": "Left effusion. Edema. Possible pneumonia."})
+    claims = drift.measure([one])["claims"]
+    assert [round(float(x), 3) for x in claims["conflict"][:3]] == [0.5, 1.0, 0.5], "its own text is no other"
+    assert len(claims) == 4 and np.isnan(claims["conflict"][3]), "nobody else speaks of edema, and hedges are no claims"
+    r = found([study({"a": "Possible left effusion.", "b": "Right effusion."})])
+    assert r["laterality"]["findings"] == {}
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_adjusting_takes_off_what_teacher_finding_state_or_side_explain(which):
+    """Early claims are all in conflict and late ones never, but the two differ in one thing else."""
+    late = [int(which == n) for n in range(4)]
+    rows = [(n, *((0, 0, 0, 0, 0, 1.0) if n % 2 else (*late, 9, 0.0)), np.nan) for n in range(8)]
+    total = {"claims": [np.array(rows, drift.CLAIM)], "names": ["a", "b"], "accumulated": np.zeros((BINS, 4, 2))}
+    found_ = drift.depth_results(total, ["a", "b"], permutations=1, seed=0)["conflict"]
+    means = {form: found_[form]["means"]["all"] for form in ("raw", "adjusted")}
+    assert (means["raw"][0], means["raw"][9]) == (1.0, 0.0)
+    assert (means["adjusted"][0], means["adjusted"][9]) == (0.5, 0.5)
+
+
+def test_lags_are_those_of_all_groups_together():
+    trajectory, bins, values = np.arange(4), np.array([0, 9, 0, 9]), np.array([1.0, 1.0, 0.0, 1.0])
+    tests = permutation_tests(trajectory, np.array([0, 0, 1, 1]), bins, values, groups=2, permutations=5, seed=0)
+    assert tests.lag[0, 8] == 0.5, "1 and 1 in the first group, 0 and 1 in the second"
+
+
+def test_lengths_and_silence_of_teachers_by_hand():
+    films = [study({"a": " ".join(["word"] * n)}, name=f"s{n}") for n in range(1, 12)]
+    films.append(study({"a": ""}, name="none", statuses={"a": "empty"}))
+    r = found(films)
+    lengths = {key: r["lengths"]["a"][f"tokens_{key}"] for key in ("p10", "median", "p90")}
+    assert lengths == {"p10": 2.0, "median": 6.0, "p90": 10.0}
+    assert r["lengths"]["a"]["without_a_claim"] == 11 and r["studies"]["without_a_voice"] == 1
+
+
+def test_spread_and_lag_weigh_bins_by_their_claims():
+    bins, values = np.array([0, 1, 2, 2, 2]), np.array([0.0, 1.0, 1.0, 1.0, 1.0])
+    tests = permutation_tests(np.arange(5), np.zeros(5, int), bins, values, groups=1, permutations=5, seed=0)
+    assert tests.spread[0, 0] == pytest.approx(np.sqrt((0.8**2 + 4 * 0.2**2) / 5))
+    assert tests.lag[0, 0] == pytest.approx(np.sqrt((1 / 2) / (1 / 2 + 3 / 4)))

@@ -261,3 +261,14 @@ def test_refusals(student, tmp_path):
     groups = [dict(template.encode(row)), dict(template.encode(stock))]
     with pytest.raises(ValueError, match="mixes studies with single rows"):
         template.data_collator(groups)
+
+
+def test_weights_of_a_batch_are_one_where_a_study_gives_none_and_fit_each_study():
+    def study(negatives, weights=None):
+        return {"responses": [[1]] * (negatives + 1)} | ({} if weights is None else {"negative_weights": weights})
+
+    assert group.batch_weights([study(2), study(1)]) is None
+    assert group.batch_weights([study(2, [0.5, 4.0]), study(3)]) == [1.0, 0.5, 4.0, 1.0, 1.0, 1.0, 1.0]
+    # Three and one would add up to the right number, each at the wrong negative.
+    with pytest.raises(ValueError, match="3 entries for 2 negatives"):
+        group.batch_weights([study(2, [1.0, 2.0, 3.0]), study(2, [4.0])])

@@ -138,3 +138,21 @@ def test_the_optimum_is_that_of_contrastive_estimation(beta):
     for factor in (1.0, 1e-3):
         assert gradient(factor * optimum).abs().max() < 1e-7
     assert gradient(q).abs().max() > 1e-2
+
+
+def test_metrics_of_studies_of_unequal_size_and_a_tie():
+    rewards = torch.tensor([1.0, 3.0, 1.0, 2.0, 1.0, 1.0], dtype=torch.float64)
+    metrics = group_metrics(plackett_luce(rewards, torch.zeros_like(rewards), [4, 2], beta=1.0))
+    assert metrics["rewards/rejected"].tolist() == [2.0, 1.0], "padding is no negative"
+    assert metrics["rewards/margins"].tolist() == [-1.0, 0.0]
+    assert metrics["rewards/accuracies"].tolist() == [0.0, 0.0], "a tie is no win"
+
+
+def test_refuses_what_does_not_fit_the_responses():
+    logps = torch.zeros(5, dtype=torch.float64)
+    with pytest.raises(ValueError, match="add up"):
+        plackett_luce(logps, torch.zeros(1, dtype=torch.float64), [2, 3], beta=0.1)
+    with pytest.raises(ValueError, match="at least one token"):
+        plackett_luce(logps, logps, [2, 3], beta=0.1, lengths=torch.tensor([7]))
+    with pytest.raises(ValueError, match="label_smoothing"):
+        plackett_luce(logps, logps, [2, 3], beta=0.1, label_smoothing=-0.1)

@@ -500,3 +500,71 @@ def test_the_figure_has_the_ratios_of_the_plan(tmp_path):
     assert b"<svg" in (tmp_path / "ratios.svg").read_bytes()
     with pytest.raises(UserError, match=r"--figure ratios.pdf: must end in .png or .svg"):
         main(["--model-size", "7B", "--figure", "ratios.pdf"])
+
+
+def test_one_look_needs_all_of_it_frozen_and_the_option():
+    _, shape = seven_b()
+    for setup in (Setup(freeze_aligner=False), Setup(one_look=False), Setup(freeze_vit=False)):
+        films = {way.name: way.films for way in flops.critique_ways(shape, STUDY, setup)}
+        assert (films["shared"], films["plain rows"]) == (2, 16)
+    ways = {way.name: way for way in flops.critique_ways(shape, STUDY, Setup())}
+    assert ways["plain rows"].policy.vision == pytest.approx(8 * ways["shared"].policy.vision)
+    assert ways["stock pairs"].reference.vision == pytest.approx(14 * ways["shared"].policy.vision)
+
+
+def test_half_an_epoch_reads_half_of_the_reference():
+    _, shape = seven_b()
+    way = flops.critique_ways(shape, STUDY, Setup())[0]
+    assert flops.training(way, 10, 0.5, cache=True) == pytest.approx(5 * way.total)
+
+
+def test_a_frozen_merger_behind_a_tower_that_trains_has_no_gradient_of_its_weights():
+    _, shape = seven_b()
+    cost = {
+        frozen: flops.policy(
+            shape, flops.shared(STUDY, 1), STUDY, Setup(full=True, freeze_vit=False, freeze_aligner=frozen)
+        ).vision
+        for frozen in (True, False)
+    }
+    assert cost[False] - cost[True] == pytest.approx(flops.vision_forward(shape, STUDY.film)[3])
+
+
+def test_peak_and_what_zero_and_float32_add_by_hand():
+    assert [memory.Activations(5, *three, 1).peak for three in ((3, 7, 2), (7, 3, 2), (2, 3, 7))] == [13, 13, 13]
+    counts = shapes.count(shapes.build(seven_b()[0]), 8)
+    trained = counts.language + counts.head
+
+    def states(**changes):
+        return memory.states(counts, Setup(**{"full": True, "zero": 2, "gpus": 4, **changes}), critique=True)
+
+    assert states().buffers == states(zero=1).buffers == 4 * min(memory.BUCKET, trained)
+    assert states(zero=3).buffers == 2 * min(memory.LIVE_PARAMETERS, counts.total)
+    assert states(zero=0).buffers == states(zero=3, gpus=1).buffers == 0
+    exact = states(element_bytes=4, zero=0)
+    assert exact[:4] == (4 * counts.total, 4 * trained, 8 * trained, 4 * counts.total)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("freeze_vit", [True, False])
+def test_activations_grow_with_studies_films_and_rows(checkpointing, freeze_vit):
+    _, shape = seven_b()
+    setup = Setup(checkpointing=checkpointing, freeze_vit=freeze_vit)
+    shared, rows = flops.shared(STUDY, RESPONSES), flops.rows(STUDY, RESPONSES)
+    for layout, dense in ((shared, False), (shared, True), (rows, True)):
+        one, three = (memory.activations(shape, layout, STUDY, setup, dense=dense, studies=n) for n in (1, 3))
+        for part in ("kept", "layer", "vision", "mask"):
+            assert getattr(three, part) == pytest.approx(3 * getattr(one, part)), part
+    assert memory.activations(shape, rows, STUDY, setup, dense=True).mask == 3 * RESPONSES * (616 + 200) ** 2
+    many, once = (memory.activations(shape, layout, STUDY, setup).vision for layout in (rows, shared))
+    assert many == RESPONSES * once
+
+
+def test_a_tower_that_trains_keeps_its_blocks_or_their_borders():
+    _, shape = seven_b(vision_layers=3)
+    pixels = 64 * 4 * 4 * shape.patch
+    (frozen, block), (borders, twice), (whole, _) = (
+        memory.vision_activations(shape, 64, Setup(freeze_vit=frozen, checkpointing=checkpointing))
+        for frozen, checkpointing in ((True, True), (False, True), (False, False))
+    )
+    assert (frozen, twice) == (pixels, 2 * block)
+    assert borders - pixels == 3 * 2 * shape.vision_hidden * 64 * 4 and whole - pixels == 3 * block

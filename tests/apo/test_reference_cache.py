@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from apo import reference_cache
 from apo.reference_cache import ReferenceCache, config_digest, reference_parameters, response_keys, weights_digest
 from tests.apo.cases import ROOT, column, make_many_rows, train, write_rows
 
@@ -318,3 +319,43 @@ def test_cache_of_another_student_is_refused(student_dir, studies, tmp_path):
     build_student(tmp_path / "other", seed=1, texts=[PROMPT], shape=shape)
     with pytest.raises(ValueError, match="belongs to another reference .*weights"):
         run(tmp_path / "other", studies, tmp_path / "out", cache)
+
+
+def test_weights_digest_sees_names_types_and_borders_and_no_order():
+    one, two = torch.zeros(2, 2), torch.ones(4)
+    plain = weights_digest([("a", one), ("b", two)])
+    assert plain == weights_digest([("b", two), ("a", one)])
+    assert plain != weights_digest([("a", one), ("c", two)])
+    assert plain != weights_digest([("a", one.int()), ("b", two)]), "the same bytes as another type"
+    assert reference_cache._digest([b"ab", b"c"]) != reference_cache._digest([b"a", b"bc"])
+
+
+def test_a_field_that_only_one_identity_has_is_a_difference(tmp_path):
+    filled(tmp_path)
+    for other in ({**IDENTITY, "template": "x"}, {"weights": "abc"}):
+        with pytest.raises(ValueError, match="belongs to another reference"):
+            ReferenceCache(tmp_path, other)
+
+
+def test_what_is_saved_beside_an_adapter_is_no_part_of_the_reference():
+    class Model:
+        def named_parameters(self):
+            for name in ("head.original_module", "head.modules_to_save.default", "head.modules_to_save.ref_adapter"):
+                yield f"base_model.model.{name}.weight", torch.zeros(1)
+
+    names = [name for name, _ in reference_parameters(Model(), None)]
+    assert names == ["head.weight", "head.modules_to_save.ref_adapter.weight"]
+    names = [name for name, _ in reference_parameters(Model(), "default")]
+    assert names == ["head.weight", "head.modules_to_save.default.weight"]
+
+
+def test_config_digest_sees_rank_and_scaling_rule_of_a_reference_adapter():
+    import types
+
+    def digest(**changes):
+        own = types.SimpleNamespace(**{"r": 2, "lora_alpha": 4, "use_rslora": False, **changes})
+        model = nn.Linear(1, 1)
+        model.config, model.peft_config = types.SimpleNamespace(to_dict=dict), {"ref_adapter": own}
+        return config_digest(model, None)
+
+    assert len({digest(), digest(r=4), digest(use_rslora=True), digest(lora_alpha=8)}) == 4

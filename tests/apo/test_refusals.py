@@ -174,3 +174,15 @@ def test_a_sliding_layer_stops_the_run(student_dir, tmp_path):
 
 def test_the_launcher_knows_every_loss_over_studies():
     assert set(STUDY_LOSSES) == set(LOSSES)
+
+
+def test_sliding_layers_are_told_by_their_kinds_or_else_by_the_old_fields():
+    old = {"use_sliding_window": True, "sliding_window": 8, "num_hidden_layers": 4}
+    refuse_sliding_config(old)  # without max_window_layers no layer is named
+    refuse_sliding_config(old | {"max_window_layers": 1, "sliding_window": None})
+    refuse_sliding_config(old | {"max_window_layers": 1, "layer_types": ["full_attention"] * 4})
+    for config in (old | {"max_window_layers": 1}, {"text_config": old | {"max_window_layers": 1}}):
+        with pytest.raises(ValueError, match="3 of its 4 layers"):
+            refuse_sliding_config(config)
+    with pytest.raises(ValueError, match="1 of its 2 layers"):
+        refuse_sliding_config({"layer_types": ["full_attention", "chunked_attention"], "num_hidden_layers": 2})

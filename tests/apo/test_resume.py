@@ -100,3 +100,25 @@ def test_nodes_that_see_different_checkpoints_are_refused(tmp_path, resumed, err
         assert error in done.stderr and "a disk that all nodes share" in done.stderr
     else:
         assert done.stdout.count("ended at 3") == 2
+
+
+def test_fewer_rows_than_ranks_are_counted_and_what_is_left_out_is_told(monkeypatch):
+    from types import SimpleNamespace
+
+    from apo import resume
+
+    class Base:
+        def _init_training_state(self, *_args, **_kwargs):
+            return 1, 0
+
+    class Stub(ResumesWhole, Base):
+        train_dataset, state = range(3), SimpleNamespace(global_step=0)
+        accelerator = SimpleNamespace(num_processes=4, device="cpu", gather=lambda steps: steps)
+
+        def is_world_process_zero(self):
+            return True
+
+    told = []
+    monkeypatch.setattr(resume.logger, "warning", told.append)
+    Stub()._init_training_state(3, 1, 1)
+    assert len(told) == 1 and told[0].startswith("the last 3 of 3 rows are never trained on")

@@ -484,3 +484,100 @@ def test_errors_of_several_teachers_are_told_once_and_a_defect_first(caplog):
     assert asyncio.run(run(full, ExceptionGroup("teacher", [KeyError("defect")]))) == "'defect'"
     gc.collect()  # asyncio logs an error that nobody has looked at when its task goes
     assert caplog.text == ""
+
+
+def test_every_film_of_a_study_is_sent(world, capsys):
+    world.films(1)
+    world.films(2, images=["films/0.png", "films/1.png"], prompt="What is seen? <image><image>")
+    world.write({"name": "a"})
+    assert collect(world) == 0
+    sent = [part["image_url"]["url"] for part in world.server.asked()[0]["messages"][0]["content"][1:]]
+    assert len(set(sent)) == 2
+    Image.new("L", (80, 64), 222).save(world.folder / "films/1.png")
+    assert collect(world) == 0
+    assert len(world.server.asked()) == 2, "the second film is a part of the key, too"
+
+
+def test_failures_that_do_not_follow_each_other_stop_nothing(world, capsys):
+    world.films(6)
+    world.server.answers["a"] = lambda n, b: (400, error("bad")) if n % 2 else ok(n, b)
+    world.write({"name": "a", "concurrency": 1, "stop_after": 2})
+    assert collect(world) == 1
+    assert len(world.server.asked()) == 6 and len(world.trajectories("a")) == 3
+
+
+def test_the_worst_case_grows_with_what_was_billed(world, capsys):
+    world.films(3)
+    # 1.67 at worst by the config, but 9.2 are billed: a second such answer would pass the budget.
+    world.server.answers["a"] = lambda n, b: (200, completion(model="a", usage=(9000, 200)))
+    world.write({"name": "a", "price_in": 1000.0, "price_out": 1000.0, "concurrency": 1}, budget=12.0)
+    assert collect(world) == 1
+    assert len(world.server.asked()) == 1
+
+
+def test_an_error_costs_nothing_and_a_filtered_prompt_what_it_holds(world, capsys):
+    world.films(2)
+    faults = {1: (500, error("x")), 2: (400, error("content_filter"))}
+    world.server.answers["a"] = lambda n, b: faults.get(n) or ok(n, b)
+    world.write({"name": "a", "price_in": 1000.0, "price_out": 1000.0, "concurrency": 1}, budget=50)
+    assert collect(world) == 0
+    assert [row["cost"] for row in world.rows("failures")] == [0]
+    costs = {row["status"]: row["cost"] for row in world.rows()}
+    assert costs["ok"] == pytest.approx(1.1) and 1.0 < costs["filtered"] < 1.6, "the prompt, without an answer"
+
+
+def test_a_shorter_wait_does_not_cut_a_longer_one():
+    from types import SimpleNamespace
+
+    from data.collect.asking import Run
+    from data.collect.endpoint import Fault
+
+    async def waits():
+        run, found = SimpleNamespace(not_before=0.0), []
+        for seconds in (50.0, 1.0):
+            Run.note_fault(run, Fault("again", "HTTP 429", retry_after=seconds))
+            found.append(run.not_before)
+        return found
+
+    longer, after = asyncio.run(waits())
+    assert after == longer
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "kind", "billed", "wait"),
+    [
+        (402, {}, "stop", False, None),
+        (504, {}, "again", True, None),
+        (500, {}, "again", False, None),
+        (429, {"Retry-After-Ms": "1500"}, "again", False, 1.5),
+        (429, {"Retry-After": "Wed, 21 Oct 2099 07:28:00 GMT"}, "stop", False, None),
+        (422, {}, "give_up", False, None),
+    ],
+)
+def test_what_the_status_of_a_response_means(status, headers, kind, billed, wait):
+    import httpx2
+    import openai
+
+    from data.collect.endpoint import fault_of
+
+    body = json.dumps(error("a secret of the prompt", CANARY)).encode()
+    response = httpx2.Response(
+        status, headers=headers, content=body, request=httpx2.Request("POST", "http://127.0.0.1:1/v1")
+    )
+    teacher = Teacher("a", "http://127.0.0.1:1/v1", "m")
+    fault = fault_of(openai.APIStatusError("x", response=response, body=None), teacher, CANARY)
+    assert (fault.kind, fault.billed, fault.retry_after) == (kind, billed, wait)
+    assert "secret" not in fault.what and CANARY not in fault.raw
+
+
+def test_a_request_that_was_never_sent_is_not_billed():
+    import httpx2
+    import openai
+
+    from data.collect.endpoint import fault_of
+
+    request, teacher = httpx2.Request("POST", "http://127.0.0.1:1/v1"), Teacher("a", "http://127.0.0.1:1/v1", "m")
+    for cause, billed in ((httpx2.ConnectError("x"), False), (httpx2.ReadError("x"), True)):
+        told = openai.APIConnectionError(request=request)
+        told.__cause__ = cause
+        assert fault_of(told, teacher, None).billed is billed

@@ -127,3 +127,21 @@ def test_published_case():
     assert [name for name in refused if "oonshot" in name] == refused
     assert len(refused) == 1
     assert {verdict.status for verdict in found.values()} == {"ok", "refused"}
+
+
+def test_white_space_alone_is_no_change_and_a_change_is_told():
+    assert clean("  Effusion. ") == ("Effusion.", False)
+    assert classify(completion(f" {EFFUSION} ")).detail is None
+    assert classify(completion(f"<|begin_of_box|>{EFFUSION}")).detail == "special tokens taken out"
+
+
+def test_further_forms_of_answers():
+    parts = [{"type": "text", "text": "Left "}, {"type": "image"}, {"type": "text", "text": "effusion."}]
+    assert classify(completion(parts)).text == "Left effusion."
+    assert {classify(completion(finish=f)).status for f in ("eos", "stop_sequence", "STOP")} == {"ok"}
+    assert classify({"choices": [], "detail": "prohibited_content"}).status == "filtered"
+    assert parse_body(json.dumps(completion() | {"error": {"code": "late"}}))["choices"]
+    assert is_filter_error(error("1301"))
+    told = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 12}
+    assert usage_of({"usage": told}) == (10, 5), "a total that is too small takes nothing off"
+    assert not same_model("gpt-4", "gpt-41") and not same_model("gpt-5", "gpt-5.")

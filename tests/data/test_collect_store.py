@@ -144,3 +144,29 @@ def test_the_ledger_waits_for_requests_under_way_and_then_gives_up():
         await ledger.reserve(0.0)  # what costs nothing always fits
 
     asyncio.run(story())
+
+
+def test_what_costs_nothing_fits_a_budget_that_is_overdrawn():
+    assert Ledger(1.0, spent=2.0).fits(0.0) and not Ledger(1.0, spent=2.0).fits(0.1)
+
+
+def test_of_two_answers_under_one_key_the_first_stays_and_both_were_paid(tmp_path):
+    store = Store(tmp_path)
+    for text in ("first", "second"):
+        store.add(TEACHER, "s", answer("k", text=text), "{}")
+    again = Store(tmp_path)
+    assert again.get("a", "k").text == "first" and again.spent == 1.0
+
+
+def test_the_cache_sees_a_film_of_equal_size_and_another_encoder(tmp_path, monkeypatch):
+    path = str(tmp_path / "film.bmp")
+    Image.new("L", (80, 80), 1).save(path)
+    first, size = hashes(tmp_path, [path]), os.path.getsize(path)
+    Image.new("L", (80, 80), 200).save(path)
+    os.utime(path, ns=(1, 1))
+    second = hashes(tmp_path, [path])
+    assert os.path.getsize(path) == size and second != first
+    seen, real = [], films.encode
+    monkeypatch.setattr(films, "encode", lambda *a: seen.append(a) or real(*a))
+    monkeypatch.setattr(films, "ENCODER", "another")
+    assert hashes(tmp_path, [path]) == second and len(seen) == 1

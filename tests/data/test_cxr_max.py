@@ -551,3 +551,27 @@ def test_texts_are_sorted_on_the_disk_chosen_for_them(tmp_path):
         assert spilled and all(name.startswith(str(tmp_path)) for name in spilled)
         sorting.close()
     assert os.listdir(tmp_path / "it's here") == []
+
+
+def test_of_several_films_the_first_that_is_named_is_shown(root, clone):
+    made = [{"dicom_id": tree.dicom(n), "teacher": f"t{n}", "text": "Clear."} for n in (1, 3)]
+    write(clone / "a.jsonl", made)
+    counts, studies = load(clone, root)
+    assert studies["s59999991"]["images"] == [tree.path(1)] and counts["several_films"] == 1
+    write(clone / "a.jsonl", made[:1])
+    assert load(clone, root)[0]["several_films"] == 0
+
+
+@pytest.mark.parametrize(
+    ("finish", "status"), [("LENGTH", "truncated"), ("MAX_TOKENS", "truncated"), ("Refusal", "refused")]
+)
+def test_finish_reasons_in_any_case(finish, status):
+    assert status_of("Small left eff", finish) == status
+
+
+def test_a_blank_of_pandas_is_no_text_and_rows_keep_their_order(root, clone):
+    made = [{"study": 59999991, "teacher": name, "text": "Clear."} for name in ("zeta", "alpha")]
+    (clone / "a.json").write_text(json.dumps([*made, {"study": 59999991, "teacher": "none", "text": float("nan")}]))
+    counts, studies = load(clone, root)
+    assert [one["teacher"] for one in studies["s59999991"]["trajectories"]] == ["zeta", "alpha"]
+    assert counts["no_text"] == 1

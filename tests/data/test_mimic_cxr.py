@@ -331,3 +331,48 @@ def test_header_names(header, name):
 def test_split_report_undoes_report_text():
     assert split_report("FINDINGS: a: b.\nIMPRESSION: c") == {"findings": "a: b.", "impression": "c"}
     assert split_report("Note: only a paragraph.") == {"last_paragraph": "Note: only a paragraph."}
+
+
+def test_a_study_that_lacks_one_of_its_films_is_set_aside(tmp_path):
+    counts, studies = records(tree.make(tmp_path / "m", missing=(1,)), views="all")
+    assert "s59999991" not in studies and counts["set_aside"] == {"film missing": 1}
+
+
+def test_a_study_is_as_old_as_its_earliest_film(root):
+    studies = mimic_tables.read_metadata(root / "mimic-cxr-2.0.0-metadata.csv.gz")
+    assert studies[59999991].when == (21500101, 101400.0)
+
+
+def test_numbers_and_views_in_other_spellings(tmp_path):
+    table = tmp_path / "mimic-cxr-2.0.0-chexpert.csv"
+    tree.write_table(table, ["study_id", *tree.LABELS], [["s59999991.0", "-1", "0", "1", *[""] * 11]])
+    found = mimic_tables.findings_of(read_labels(table, "chexpert")[59999991])
+    assert [found[name]["state"] for name in tree.LABELS[:3]] == ["uncertain", "absent", "present"]
+    films = [(1, 10999991, 59999991, "pa ", "21500101", "101500.0", "train")]
+    _, studies = records(tree.make(tmp_path / "m", films=films), labels="none")
+    assert studies["s59999991"]["view"] == "PA"
+
+
+def test_rows_too_long_and_studies_of_two_subjects_are_refused(tmp_path):
+    table = tmp_path / "mimic-cxr-2.0.0-split.csv"
+    tree.write_table(table, ["study_id", "split"], [["59999991", "train", "x"]])
+    assert ":2: 3 values for 2 columns" in refusal(read_splits, table)
+    films = [(n, 10999990 + n, 59999991, "PA", "21500101", "101500.0", "train") for n in (1, 2)]
+    assert "study s59999991 belongs to two subjects" in refusal(records, tree.make(tmp_path / "m", films=films))
+
+
+def test_sections_of_other_line_ends_and_of_a_header_with_both_names():
+    assert read_sections("\r\n FINDINGS: Clear.\r\n Heart normal.\r\n")["findings"] == "Clear.\n Heart normal."
+    assert section_name("IMPRESSION WITH FINDINGS") == "impression"
+
+
+@pytest.mark.parametrize("base", ["files/", "", "mimic/files/"])
+def test_reports_at_other_places_and_with_a_nul(tmp_path, base):
+    from data.mimic_reports import open_reports
+
+    with zipfile.ZipFile(tmp_path / "r.zip", "w") as archive:
+        archive.writestr(f"{base}p10/p10999991/s59999991.txt", "\n FINDINGS: Cl\0ear.\n")
+        archive.extractall(tmp_path / "unpacked")
+    places = [tmp_path / "r.zip", *([] if base.startswith("mimic") else [tmp_path / "unpacked"])]
+    for place in places:
+        assert open_reports(place)(10999991, 59999991) == "FINDINGS: Clear."

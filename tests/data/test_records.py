@@ -385,3 +385,9 @@ def test_the_example_in_the_readme_is_a_record():
     readme = (Path(__file__).parents[2] / "data" / "README.md").read_text(encoding="utf-8")
     example = re.search(r"```json\n(\{\"id\".*)\n```", readme)[1]
     assert check_study(json.loads(example)).keys() == STUDY.keys()
+
+
+def test_an_image_root_that_is_a_file_is_refused(tmp_path):
+    path = cohort(tmp_path, "good.png")
+    with pytest.raises(UserError, match="image root is not a folder"):
+        check_studies(path, image_root=tmp_path / "good.png")

@@ -491,3 +491,48 @@ def test_positive_messages_are_checked(tmp_path, cohort):
     row["positive_messages"][0] = "text"
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     assert "list of lists with one assistant turn" in refusal(check_rows, tmp_path / "rows.jsonl", "sft")
+
+
+def test_weights_stay_with_their_negatives_when_others_are_left_out():
+    one = study(texts=("Left effusion, small.", "A.", "Left  effusion, small.", "B.", "C."))
+    one["consensus"]["audit"] = {"negative_weights": {"t1": 9.0, "t2": 0.5, "t3": 8.0, "t4": 1.5}}
+    row = apo_row(one, "/", drop_identical=True)
+    assert [turns[0]["content"] for turns in row["negative_messages"]] == ["A.", "B.", "C."]
+    assert row["negative_weights"] == [0.5, 1.5, 1.0], "1 for a teacher that the weights do not name"
+
+
+def test_a_critique_row_shows_every_film_of_its_study():
+    one = study(images=["a.png", "b.png"], prompt="<image> <image> Describe.")
+    assert apo_row(one, "/store")["images"] == ["/store/a.png", "/store/b.png"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("apo", {"negative_weights": [0, 1]}, "must be a list of 2 numbers above 0"),
+        ("apo", {"negative_weights": [1.0]}, "must be a list of 2 numbers above 0"),
+        ("apo", {"negative_weights": [True, 1]}, "must be a list of 2 numbers above 0"),
+        ("apo", {"negative_weights": [float("1e400"), 1]}, "too large|must be a list of 2 numbers above 0|not JSON"),
+        ("apo", {"rejected_images": ["b.png"]}, "negatives share the images of the prompt"),
+        ("apo", {"system": "Look: <image>"}, r"prompt has 2 <image> tag\(s\) for 1 image"),
+        ("sft", {"positive_messages": [[turn("A."), turn("B.")]]}, "one assistant turn each"),
+    ],
+)
+def test_own_rows_with_weights_positives_or_a_system_turn(cohort, tmp_path, monkeypatch, kind, changes, message):
+    with pytest.raises(UserError, match=message):
+        check(tmp_path, monkeypatch, kind, row(**changes))
+
+
+def test_own_rows_with_weights_are_taken_and_films_stay_inside_the_root(cohort, tmp_path, monkeypatch):
+    assert check(tmp_path, monkeypatch, "apo", row(negative_weights=[0.5, 2]))["negatives"] == 2
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="lies outside the image root"):
+        check_rows(tmp_path / "own.jsonl", "apo", image_root=tmp_path / "other")
+
+
+def test_a_link_to_the_studies_is_no_place_for_rows(cohort, tmp_path):
+    path = cohort(study("a"))
+    before = path.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(path.name)
+    assert "is the file of studies itself" in refusal(write_rows, "sft", path, tmp_path / "link.jsonl", split="train")
+    assert path.read_bytes() == before

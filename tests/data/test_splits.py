@@ -124,3 +124,9 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     for wrong in (["x", file], ["x", file, "--check", "--out", file], ["x", file, file, "--out", file]):
         monkeypatch.setattr(sys, "argv", wrong)
         refusal(main)
+
+
+def test_every_film_of_a_study_is_compared(tmp_path):
+    films = [study("a", "p1") | {"images": ["x.png", "y.png"], "prompt": "<image><image>"}]
+    write_studies(tmp_path / "s.jsonl", [*films, study("b", "p2", "test", image="y.png")])
+    assert "but its film is in train with study 'a'" in refusal(check_splits, [tmp_path / "s.jsonl"])

@@ -258,3 +258,75 @@ def test_command_line(tmp_path, capsys):
     with pytest.raises(UserError, match="is the input file"):
         main([str(path), "--out", str(path)])
     assert out.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("text", "agreed", "expected"),
+    [
+        ("Pulmonary edema.", "Possible edema.", False),
+        ("No acute cardiopulmonary abnormality.", "No edema.", False),
+        ("Left pleural effusion. Pulmonary edema.", "Left pleural effusion.", True),
+    ],
+)
+def test_what_contradicts(text, agreed, expected):
+    assert contradicts(read(text), read(agreed)) is expected
+
+
+def test_validation_films_change_as_training_films_do_and_test_films_never():
+    films = [study(n, split=split) for n, split in enumerate(("train", "validate", "test"))]
+    change(films, "first-2", weights="error")
+    assert [len(one["trajectories"]) for one in films] == [2, 2, len(TEXTS)]
+    assert ["negative_weights" in one["consensus"]["audit"] for one in films] == [True, True, False]
+
+
+def test_a_faultless_trajectory_weighs_a_twentieth_of_a_finding_less_one():
+    weights = error_weights(study(texts={"right": CONSENSUS, "one wrong": "Left effusion. Pulmonary edema."}))
+    assert weights["one wrong"] / weights["right"] == pytest.approx((1 / 5) / 0.05, rel=1e-5)
+
+
+def test_the_order_of_the_trajectories_draws_nothing():
+    films, turned = ([study(n) for n in range(20)] for _ in range(2))
+    for one in turned:
+        one["trajectories"].reverse()
+    change(films, "first-2")
+    change(turned, "first-2")
+    assert [set(speakers(one)) for one in films] == [set(speakers(one)) for one in turned]
+
+
+def test_random_films_do_not_follow_the_file_and_differ_by_teacher():
+    def films():
+        return [study(n, {name: f"{name} {n}" for name in "abc"}) for n in range(12)]
+
+    one, turned = films(), films()[::-1]
+    change(one, "random-film", seed=1)
+    change(turned, "random-film", seed=1)
+    texts = [[t["text"] for t in s["trajectories"]] for s in one]
+    assert texts == [[t["text"] for t in s["trajectories"]] for s in turned[::-1]]
+    assert any(len({text.split()[1] for text in row}) == 3 for row in texts), "not all from one other film"
+
+
+def test_studies_without_a_consensus_are_left_as_they_are_and_counted():
+    alone = study()
+    del alone["consensus"]
+    counts = change([alone], "conflicting", weights="error")
+    assert speakers(alone) == list(TEXTS) and counts["studies without a consensus"] == 1
+    assert counts["studies with weights"] == 0
+    learn_consensus([alone])
+    assert [one["status"] for one in alone["trajectories"]] == ["empty"]
+
+
+def test_weights_join_the_audit_and_an_empty_refusal_stays_one():
+    one = study(audit={"findings": {}, "compose": "plain"})
+    one["trajectories"].append({"teacher": "shy", "text": " ", "status": "refused"})
+    change([one], "refusals-kept", weights="error")
+    assert set(one["consensus"]["audit"]) == {"findings", "compose", "negative_weights"}
+    assert one["trajectories"][-1]["status"] == "refused", "an ok trajectory has words"
+
+
+def test_the_seed_of_the_command_draws(tmp_path):
+    path, drawn = tmp_path / "s.jsonl", set()
+    write_studies(path, [study(n) for n in range(12)])
+    for seed in range(2):
+        main([str(path), "--out", str(tmp_path / "out.jsonl"), "--negatives", "one", "--seed", str(seed)])
+        drawn.add(tuple(name for one in read_studies(tmp_path / "out.jsonl") for name in speakers(one)))
+    assert len(drawn) == 2

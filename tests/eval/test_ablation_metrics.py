@@ -214,3 +214,54 @@ def test_without_answers_the_consensus_is_scored_as_a_student_would_be(make_file
 
 def test_what_is_not_finite_is_null():
     assert rounded({"a": [math.nan, 1.0000049], "b": (math.inf, 2)}) == {"a": [None, 1.0], "b": [None, 2]}
+
+
+def test_two_voices_are_enough_for_a_conflict():
+    said = [[report(Edema="present")], [report()], ["I cannot help."]]
+    assert conflict_by_film([read_all(one) for one in said]) == pytest.approx([0.1])
+    assert conflict_by_film([read_all(one) for one in said[1:]]) == pytest.approx([0.0])
+
+
+def test_margins_against_style_and_the_hardest_trajectory():
+    import numpy as np
+
+    class Given:
+        def scores(self, texts):
+            return np.array([{"C": 0.0, "A": -1.0, "B": -2.0, "D": -5.0}[text[0]] for text in texts])
+
+    said = [trajectory(name, f"{name} no edema.") for name in "ABD"]
+    one = study(0, {}, said, consensus="C no edema.")
+    row = {
+        "id": one["id"],
+        "consensus": score(-5.0),
+        "teachers": {"A": score(-4.0), "B": score(-9.0), "D": score(-20.0)},
+        "own": score(-7.0, tokens=6),
+    }
+    found = reward_metrics([row, row | {"own": score(-9.0, tokens=10)}], [one], Given())
+    assert found["beats_all"] == 0.0, "one trajectory is above the consensus"
+    assert found["margin_style"] == pytest.approx(1.0), (
+        "the more the consensus stands out in style, the larger the margin"
+    )
+    assert found["kl"] == 2.0 and found["kl_per_token"] == pytest.approx(4 / 16), "by token, not the mean of two rates"
+
+
+def test_style_is_judged_on_films_that_it_was_not_fitted_on():
+    texts = {"train": ("Hello there.", "Goodbye now."), "validate": ("Goodbye now.", "Hello there.")}
+    films = [
+        study(n, {}, [trajectory("a", other)], split=split, consensus=agreed)
+        for split, (agreed, other) in texts.items()
+        for n in range(4)
+    ]
+    assert fit_style(films)[1] == 0.0
+
+
+def test_answers_that_were_cut_off_are_counted(make_file, tmp_path):
+    films = [study(n, {}, [trajectory("a", report())]) for n in range(4)]
+    studies, results, made = make_file(films), tmp_path / "results.json", tmp_path / "metrics.json"
+    answers = tmp_path / "answers.jsonl"
+    reasons = ("length", "stop", "stop", "stop")
+    rows = [{"id": f["id"], "text": report(), "finish_reason": r} for f, r in zip(films, reasons, strict=True)]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    phantom_main(["--studies", str(studies), "--out", str(results), "--predictions", f"student={answers}"])
+    main(["--studies", str(studies), "--results", str(results), "--out", str(made), "--answers", str(answers)])
+    assert json.loads(made.read_text())["cut_off"] == 0.25

@@ -103,3 +103,14 @@ def test_command_asks_only_reports_in_the_form_of_the_consensus(tmp_path, monkey
         with pytest.raises(UserError, match=message):
             calibration.main([*words, "--out", str(tmp_path / "other.jsonl")])
     assert not (tmp_path / "other.jsonl").exists()
+
+
+def test_a_bin_weighs_by_its_films_and_the_last_holds_certainty():
+    assert measured([True] * 4, [0.9, 0.9, 0.9, 0.1])["ece"] == pytest.approx((3 * 0.1 + 0.9) / 4)
+    assert measured([False, True], [1.0, 0.95])["ece"] == pytest.approx(0.475), "0.95 and 1.0 share the last bin"
+
+
+def test_probabilities_of_long_reports_do_not_vanish():
+    texts, _ = calibration.row_of(study(0, {}), SAID, "/")
+    # exp(-1000) alone would be zero in float64, too
+    assert calibration.p_present(SAID, dict.fromkeys(texts, -1000.0))["Edema"] == pytest.approx(0.8)

@@ -191,3 +191,9 @@ def test_script_never_takes_over_another_folder(tmp_path):
     assert ended.returncode == 2 and "is no virtual environment" in ended.stderr
     assert (tmp_path / "mine/thesis.txt").exists()
     assert "unknown flag --agian" in script("--agian").stderr
+
+
+def test_labels_of_another_width_are_refused():
+    labels = {"labels": list(LABELS), "references": [[0] * 13], "hypotheses": [[0] * 14]}
+    with pytest.raises(UserError, match=r"no result for each of 1 texts \(chexbert\)"):
+        clinical._check({"chexbert": labels}, ["chexbert"], 1)

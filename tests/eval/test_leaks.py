@@ -244,3 +244,45 @@ def test_a_damaged_film_is_named(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="bad.png: cannot be read as an image"):
         film_hash.pixel_hash(str(tmp_path / "bad.png"))
+
+
+@pytest.mark.parametrize("name", ["cxr-max-held-out", "mimic-report-findings", "ms-cxr-t-progression"])
+def test_benchmarks_of_mimic_films_share_its_ids(tmp_path, name):
+    known = leaks.read_trained(trained(tmp_path, ["p1"]))
+    found = leaks.find(benchmark(tmp_path, [("p1", "", "x.png")], name), known, films="names")
+    assert found["ids_compared"] and found["item_ids"]["patient"] == ["i0"]
+
+
+def test_what_overlaps_by_study_or_film_alone_goes_too(tmp_path):
+    known = leaks.read_trained(trained(tmp_path, ["p1", "p2"], films=["dicom-a.png", "dicom-b.png"]))
+    rows = [("p9", "s1", "y.png"), ("p8", "s8", "dicom-b.jpg"), ("p7", "s9", "z.png")]
+    kept = leaks.checked(benchmark(tmp_path, rows), known, excluded=True, films="names")
+    assert [item.id for item in kept.items] == ["i2"]
+
+
+def test_patients_belong_to_their_own_source(tmp_path):
+    (tmp_path / "b").mkdir()
+    one = trained(tmp_path, ["p1"])
+    other = trained(tmp_path / "b", ["p2"], source="chestx-ray14")
+    both = tmp_path / "both.jsonl"
+    both.write_text(one.read_text() + other.read_text().replace('"s0"', '"t0"'))
+    known = leaks.read_trained(both)
+    found = leaks.find(benchmark(tmp_path, [("p1", "", "x.png"), ("p2", "", "y.png")]), known, films="names")
+    assert found["item_ids"]["patient"] == ["i0"]
+
+
+def test_training_films_are_looked_for_under_their_image_root(tmp_path):
+    path = trained(tmp_path, ["p1"], source="elsewhere")
+    (tmp_path / "films").rename(tmp_path / "moved")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "moved").rename(tmp_path / "store" / "films")
+    known = leaks.read_trained(path, image_root=tmp_path / "store")
+    assert known.films == (str(tmp_path / "store/films/train-0.png"),)
+
+
+def test_near_films_are_found_across_blocks_and_at_the_very_distance(monkeypatch):
+    monkeypatch.setattr(film_hash, "BLOCK", 7)
+    hashes = [bytes([n] * 32) for n in range(30)]
+    assert film_hash.near(hashes, hashes, 0) == {n: (n, 0) for n in range(30)}
+    assert film_hash.near([bytes(32)], [bytes(31) + b"\x07"], 3) == {0: (0, 3)}
+    assert film_hash.near([bytes(32)], [bytes(31) + b"\x07"], 2) == {}

@@ -131,3 +131,8 @@ def test_bootstrap_is_deterministic_and_draws_whole_patients():
 def test_a_perfect_row_has_no_spread():
     index, draws = patient_draws(["a", "b"], 50)
     assert set(presence.bootstrap_mean(np.ones((2, 5), bool), index, draws)) == {1.0}
+
+
+def test_positive_rate_is_that_of_the_readable_answers():
+    row = presence.score_answers(truths({"Edema"}, set(), set()), [{"Edema": PRESENT}, {"Edema": ABSENT}, None])
+    assert row["positive_rate"]["Edema"] == 1 / 2 and row["positive_rate"]["Pneumonia"] == 0

@@ -212,3 +212,16 @@ def test_questions_of_a_phantom_cohort(tmp_path):
 def test_a_cohort_that_is_none(tmp_path):
     with pytest.raises(UserError, match="studies.jsonl: no such file; name a cohort folder"):
         load(tmp_path, "phantom-progression")
+
+
+def test_the_order_of_options_follows_the_seed_of_the_run(tmp_path):
+    root = tree.make(tmp_path / "mimic")
+    runs = [progression.load("ms-cxr-t-progression", root, seed=seed, options={}).items for seed in (0, 1)]
+    first, second = ([item.truth["order"] for item in items] for items in runs)
+    assert first != second
+
+
+def test_the_majority_class_is_that_of_each_finding():
+    items = [question(0, "Edema", "stable"), question(1, "Edema", "stable"), question(2, "Pneumonia", "worsening")]
+    row = progression.score(benchmark(items), [{"text": "stable"}] * 3, **DRAW)["rows"][1]
+    assert row["metrics"]["accuracy/Edema"]["value"] == row["metrics"]["accuracy/Pneumonia"]["value"] == 1

@@ -169,3 +169,25 @@ def test_macro_accuracy_of_scikit_learn_fits_the_bootstrap():
         [str(i) for i in range(60)], lambda i: balanced_accuracy_score(truth[i], said[i]), resamples=50, seed=0
     )
     assert found["low"] < balanced_accuracy_score(truth, said) < found["high"]
+
+
+def test_exchanges_that_only_rounding_puts_beneath_count():
+    # Differences .2, .2, -.2: every exchange is at least as far apart as what was observed.
+    assert statistics.approximate_randomisation([0.6, 0.8, 0.2], [0.4, 0.6, 0.4], rounds=200) == 1.0
+
+
+def test_half_of_the_resamples_are_enough_for_an_interval():
+    calls = iter(range(100))
+    half = statistics.bootstrap(list("abcd"), lambda i: 1.0 if next(calls) % 2 else None, resamples=100)
+    assert half == {"low": 1.0, "high": 1.0, "skipped_resamples": 50}
+
+
+def test_delong_of_unequal_classes_is_its_definition():
+    truth, a = scored(60, share=0.2)
+    b = np.round(a + np.random.default_rng(2).normal(size=60), 1)
+    found = statistics.delong(truth, a, b)
+    wins = [np.sign(s[truth][:, None] - s[~truth][None]) / 2 + 0.5 for s in (a, b)]  # [positives, negatives]
+    spread = sum((wins[0] - wins[1]).mean(axis).var(ddof=1) / wins[0].shape[1 - axis] for axis in (0, 1))
+    assert found["difference"] == pytest.approx(wins[0].mean() - wins[1].mean())
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.959964 * math.sqrt(spread), rel=1e-6)
+    assert found["p"] == pytest.approx(math.erfc(abs(found["difference"]) / math.sqrt(2 * spread)), rel=1e-6)

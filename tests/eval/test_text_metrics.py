@@ -215,3 +215,11 @@ def test_numbers_of_single_texts_add_up(texts):
     for name in ("BLEU-1", "BLEU-4"):
         sums = np.sum([one[f"{COCO}/{name}"] for one in found], axis=0)
         assert text_metrics.coco_bleu(sums)[-1] == pytest.approx(whole[f"{COCO}/{name}"], abs=1e-12)
+
+
+def test_every_mean_over_texts_follows_the_weights(texts):
+    counts = count(*texts)
+    weights = np.random.default_rng(1).integers(0, 4, len(texts[0]))
+    assert metrics(counts, weights)[f"{ROUGE}/ROUGE-L"] == pytest.approx(
+        np.average(counts.rouge_score, weights=weights)
+    )

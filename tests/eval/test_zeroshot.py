@@ -132,3 +132,23 @@ def test_the_phantom_cohort_offers_the_same(make_file, tmp_path):
     assert len(found.items) == 2 * 6 and {item.patient for item in found.items} == {"test-patient-0"}
     assert found.items[0].images[0] == str(tmp_path / "films" / "test-0.png")
     assert found.fingerprint["positives"]["Edema"] == 1
+
+
+def test_a_resample_without_a_rare_label_has_no_macro_auc():
+    found, answers = benchmark(["Edema", "Mass"], films=20)
+    items = [
+        Item(i.id, i.patient, "", i.images, "q", {"label": "Mass", "present": int(i.id == "0#Mass")})
+        if i.truth["label"] == "Mass"
+        else i
+        for i in found.items
+    ]
+    scored = zeroshot.score(Benchmark("x", "yesno", tuple(items), {}, {}, ()), answers, seed=0, resamples=200)
+    metrics = scored["rows"][0]["metrics"]
+    skipped = {name: metrics[f"AUC/{name}"]["skipped_resamples"] for name in ("Mass", "Edema", "macro")}
+    assert skipped["macro"] == skipped["Mass"] > skipped["Edema"] == 0, "never a mean over fewer labels"
+
+
+def test_every_question_shows_the_film_that_it_is_about(tmp_path):
+    found = zeroshot.load("chestx-ray14", sets_tree.nih(tmp_path), limit=2, options={"prefix": "a\\nb"})
+    assert len({item.images for item in found.items[:14]}) == 1 and len({item.images for item in found.items}) == 2
+    assert found.protocol["answer_prefix"] == "a\nb"
