@@ -334,7 +334,8 @@ def _stated(row: dict, columns: Columns, cache: dict[str, tuple[str | None, int]
     Cached: the same few diagnoses come with every teacher and with many studies.
     """
     if columns.label_columns:
-        key = repr([row.get(column) for column in columns.label_columns.values()])
+        # By label: another file may have other columns of labels.
+        key = repr({label: row.get(column) for label, column in columns.label_columns.items()})
     else:
         key = repr(row.get(columns.labels))
     if key not in cache:

@@ -175,7 +175,7 @@ def _estimate(report: Report, plan: Plan, samples: list[sampling.Sample], memory
                     f"memory: about {peak['process_gib']:.1f} GiB a process are needed, {room:.1f} are there; "
                     f"try {', or '.join(peak['remedies'])}"
                 )
-    needed = estimate.disk_bytes(plan, samples, found["steps"], one)
+    needed = estimate.disk_bytes(plan, samples, found["steps"], found["epochs"], one)
     found["disk_gib"] = round(needed / machine.GIB, 3)
     full = machine.disk_problem("output_dir", plan.output_dir, needed, "checkpoints and rows")
     report.errors.extend(filter(None, [full]))

@@ -109,11 +109,13 @@ def checkpoint_bytes(plan: Plan) -> float:
     return weights * (3 if plan.settings.get("torch_dtype") == "float32" else 7)
 
 
-def disk_bytes(plan: Plan, samples: list[Sample], steps: int, one_checkpoint: float) -> float:
-    """Bytes that the run writes: rows, the checkpoints that are kept, and one more while it is written."""
+def disk_bytes(plan: Plan, samples: list[Sample], steps: int, epochs: float, one_checkpoint: float) -> float:
+    """Bytes that a run of `steps` in `epochs` writes: rows, the checkpoints that are kept, and one more while it is
+    written."""
     each = number(plan, "save_steps", DEFAULT_SAVE_STEPS)
     saved = math.ceil(steps / each) if each >= 1 else math.ceil(1 / each)
-    kept = min(saved, number(plan, "save_total_limit", saved)) + 1
+    saved = {"no": 0, "epoch": math.ceil(epochs)}.get(str(plan.settings.get("save_strategy")), saved)
+    kept = min(saved, number(plan, "save_total_limit", saved)) + 1 if saved else 0
     # Rows repeat prompt and image paths for every answer of Learn.
     rows = sum(2 * sample.path.stat().st_size for sample in samples if sample.kind == "studies")
     return kept * one_checkpoint + rows

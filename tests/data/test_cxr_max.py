@@ -224,6 +224,21 @@ def test_label_columns(root, clone):
     assert studies["s59999991"]["findings"] == {label: {"state": state} for label, state in states.items()}
 
 
+def test_files_may_have_label_columns_of_their_own(root, clone):
+    """Equal values in the columns of other labels: what one file says is not read as what another said."""
+    for name, study, labels in (
+        ("a.csv", 59999991, ("Edema", "Fracture")),
+        ("b.csv", 59999993, ("Pneumonia", "Edema")),
+    ):
+        row = {"study_id": study, "teacher": "a", "text": "Clear.", labels[0]: "1.0", labels[1]: "0.0"}
+        write(clone / name, [row | {label: "" for label in tree.LABELS if label not in row}])
+    _, studies = load(clone, root)
+    present = {
+        name: [k for k, v in one["findings"].items() if v["state"] == "present"] for name, one in studies.items()
+    }
+    assert (present["s59999991"], present["s59999993"]) == (["Edema"], ["Pneumonia"])
+
+
 def test_labels_and_reports_of_mimic_cxr(root, clone):
     write(clone / "a.jsonl", rows())
     _, studies = load(clone, root, labels="chexpert", reports=root / "mimic-cxr-reports.zip")

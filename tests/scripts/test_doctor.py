@@ -109,6 +109,15 @@ def test_disk_that_is_too_small(world, monkeypatch, without_planner):  # noqa: F
     assert "2.8 GiB free, about 5.8 GiB needed (checkpoints and rows)" in error and "--save_total_limit" in error
 
 
+def test_disk_follows_the_strategy_of_saving():
+    def checkpoints(**settings):
+        return estimate.disk_bytes(SimpleNamespace(settings=settings), [], 4000, 9.5, 1.0)
+
+    assert checkpoints() == checkpoints(save_strategy="steps") == 8 + 1
+    assert checkpoints(save_strategy="epoch") == 10 + 1 and checkpoints(save_strategy="no") == 0
+    assert checkpoints(save_strategy="epoch", save_total_limit="2") == checkpoints(save_total_limit="2") == 3
+
+
 def test_memory_that_is_too_small_is_advice(world, monkeypatch):  # noqa: F811
     peak = {"process_gib": 90.0, "checkpoint_bytes": 0, "remedies": ["--max_pixels 1"], "notes": []}
     monkeypatch.setattr(estimate, "peak", lambda plan, samples, room: peak)
