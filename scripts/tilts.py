@@ -13,13 +13,14 @@ Votes are drawn and not read from texts, and every teacher speaks on every findi
 
 import argparse
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 
 from apo.consensus import fit_dawid_skene, orient
 from data.errors import UserError, refuse_below_one, run_cli
-from data.files import write_atomic
+from data.files import claimed, write_atomic
 from data.phantom import cohort
 from data.phantom.teachers import FIVE, MANNERS, OTHER_RATES, OTHERS, TEACHERS, TILT, published_rates
 
@@ -93,6 +94,12 @@ def main(argv: list[str] | None = None) -> None:
     refuse_below_one(args, "splits", "films", "test")
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: must be a whole number from 0")
+    # Claimed before minutes are spent on what could not be written.
+    with claimed(args.out) if args.out else nullcontext():
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
     truth = truths(args.films, args.test, args.seed)
     rng = np.random.default_rng([args.seed, 71])
     shipped = {name: score(truth, vote(truth, tilt, rng), args.test) for name, tilt in SHIPPED.items()}
@@ -107,7 +114,6 @@ def main(argv: list[str] | None = None) -> None:
         for what, value in result[name].items():
             print(f"{name:15} {what:36} {value:.3g}")
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(args.out, json.dumps(result, indent=2) + "\n")
         print(f"written: {args.out}")
 

@@ -51,6 +51,11 @@ def test_the_command_is_repeatable_and_refuses_what_is_no_number(tmp_path, capsy
     tilts.main([*words[:-1], str(tmp_path / "two.json")])
     assert (tmp_path / "a/one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
     assert json.loads((tmp_path / "two.json").read_text())["random"]["splits"] == 2
+    (tmp_path / "file").touch()
+    capsys.readouterr()
+    with pytest.raises(UserError, match="file/t.json: cannot be written"):
+        tilts.main([*words[:-1], str(tmp_path / "file/t.json")])
+    assert capsys.readouterr().out == "", "before anything is computed"
     with pytest.raises(UserError, match="--splits 0"):
         tilts.main(["--splits", "0"])
     with pytest.raises(UserError, match="--seed -1"):
