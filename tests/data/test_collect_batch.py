@@ -447,3 +447,56 @@ def test_live_mode_reads_a_batch_back_also_where_it_has_nothing_to_ask(world, mo
     assert collect(world) == 0
     assert len(world.rows()) == 3 and world.server.files == {}
     assert len(world.server.asked()) == 1
+
+
+def test_errors_in_a_file_of_their_own_are_read_and_deleted(world, capsys):
+    """As OpenAI gives them; the server of these tests puts all lines into one file."""
+    world.films(2)
+    world.server.answers["a"] = lambda n, b: (400, error("content_filter")) if n == 1 else (200, completion(model="a"))
+    files, plain = world.server.files, world.server._batch_object
+
+    def split(name):
+        one, errors = plain(name), f"errors-{name}"
+        lines = files.get(one["output_file_id"], b"").splitlines(keepends=True)
+        bad = [line for line in lines if json.loads(line)["response"]["status_code"] != 200]
+        if bad:
+            files[errors] = b"".join(bad)
+            files[one["output_file_id"]] = b"".join(line for line in lines if line not in bad)
+        return {**one, "error_file_id": errors if errors in files else None}
+
+    world.server._batch_object = split
+    world.write(BATCH)
+    assert collect(world) == 0
+    assert [one["status"] for one in world.trajectories("a").values()] == ["filtered", "ok"]
+    assert files == {}
+
+
+def test_a_batch_is_no_larger_than_the_api_takes(world, monkeypatch, capsys):
+    monkeypatch.setattr(batches, "MAX_BYTES", 1)
+    world.films(3)
+    world.write(BATCH)
+    assert collect(world) == 0
+    assert count(world, "POST", "/v1/batches") == 3
+
+
+def test_a_batch_without_any_answer_stops_the_teacher(world, capsys):
+    world.films(3)
+    world.server.answers["a"] = lambda n, b: None
+    world.write({**BATCH, "batch_requests": 1, "concurrency": 1})
+    assert collect(world) == 1
+    assert count(world, "POST", "/v1/batches") == 1
+    assert "without an answer; the next run asks its films again" in capsys.readouterr().out
+
+
+def test_an_expired_batch_is_read_back_and_not_waited_for(world, monkeypatch, capsys):
+    async def wait(run, seconds):
+        pytest.fail("it has ended")
+
+    world.films(2)
+    world.server.polls_until_done = 0
+    plain = world.server._batch_object
+    world.server._batch_object = lambda name: {**plain(name), "status": "expired"}
+    monkeypatch.setattr(Run, "sleep", wait)
+    world.write(BATCH)
+    assert collect(world) == 0
+    assert len(world.trajectories("a")) == 2

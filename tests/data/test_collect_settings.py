@@ -195,3 +195,8 @@ def test_prompts_give_what_is_marked_present_and_nothing_else():
     for none in ({}, {"findings": None}, {"findings": {"Edema": {"state": "absent"}}}):
         assert render(TEMPLATES["given_diagnoses"], none) is None
         assert render("Say what you see.", none) == "Say what you see."
+
+
+def test_further_credentialed_sources_and_credentials(tmp_path):
+    assert is_credentialed("Chest ImaGenome") and is_credentialed("cxr-lt-2024")
+    refused(tmp_path, "may not hold 'auth_token'", teachers=[{**GOOD, "extra": {"auth_token": CANARY}}])

@@ -468,3 +468,30 @@ def test_a_smoke_row_from_films_to_ledger(tmp_path):
     _, alone = ledger.read(tmp_path / "out/ledger.jsonl").values()
     assert alone["metrics"]["mean_accuracy"] == metrics["consensus"]["mean_accuracy"], "the same consensus, as a row"
     assert alone["metrics"]["teachers"] == metrics["teachers"] and alone["metrics"]["consensus_form"] == 1
+
+
+def test_what_a_row_says_reaches_its_commands(place):
+    all_rows = read_rows()
+
+    def commands(name, at=place):
+        run = Recorder()
+        ablate.run_row(at, all_rows[name], all_rows, run)
+        return run.commands
+
+    made = commands("n3")
+    cohort, train, rewards = made["cohort"][0], made["n3.train"][0], made["n3.answer"][2]
+    assert (flag(cohort, "--world"), flag(cohort, "--seed")) == ("published", "3")
+    assert flag(train, "--image_root") == str(place.out / "cohort")
+    assert flag(train, "--resume_from_checkpoint") == "last"
+    assert (flag(rewards, "--split"), flag(rewards, "--seed")) == ("validate", "3")
+    results, metrics = made["n3.score"]
+    assert (flag(results, "--split"), flag(results, "--seed")) == ("test", "3")
+    assert flag(metrics, "--trained-on") == str(place.row("n3") / "variant/studies.jsonl")
+    assert flag(metrics, "--beta") == "0.1"
+    assert flag(commands("beta_0.3")["beta_0.3.score"][1], "--beta") == "0.3"
+    assert flag(commands("pl_weighted")["pl_weighted.variant"][0], "--weights") == "error"
+    assert "--learn-consensus" in commands("sft_consensus_samples")["sft_consensus_samples.variant"][0]
+    alone = commands("compare_vote")["compare_vote.score"][0]
+    assert (flag(alone, "--split"), flag(alone, "--seed")) == ("test", "3")
+    smoke = place._replace(sizes=ablate.SMOKE, out=place.out / "smoke")
+    assert flag(commands("consensus_self", smoke)["compare-self-taught"][0], "--cut-off") == "keep"
