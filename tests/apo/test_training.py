@@ -104,6 +104,20 @@ def test_order_of_negatives_does_not_matter(shared_run, studies, student_dir, tm
     assert_same_run(logs, other)
 
 
+def counted_looks(monkeypatch):
+    """A list that grows with every run of a vision tower of a trainer that is made from now on."""
+    calls = []
+    original = APOTrainer._settle_vision
+
+    def counting(self):
+        for model in self._models():
+            model.visual.patch_embed.register_forward_hook(lambda *_: calls.append(1))
+        original(self)
+
+    monkeypatch.setattr(APOTrainer, "_settle_vision", counting)
+    return calls
+
+
 @pytest.mark.parametrize(
     ("flags", "looks"),
     [
@@ -117,15 +131,7 @@ def test_order_of_negatives_does_not_matter(shared_run, studies, student_dir, tm
 def test_vision_tower_runs_once_for_policy_and_reference_when_frozen(
     studies, student_dir, tmp_path, monkeypatch, flags, looks
 ):
-    calls = []
-    original = APOTrainer._settle_vision
-
-    def counting(self):
-        for model in self._models():
-            model.visual.patch_embed.register_forward_hook(lambda *_: calls.append(1))
-        original(self)
-
-    monkeypatch.setattr(APOTrainer, "_settle_vision", counting)
+    calls = counted_looks(monkeypatch)
     train(student_dir, studies[0], tmp_path / "out", max_steps=4, per_device_train_batch_size=1, **flags)
     assert len(calls) == looks
 
@@ -139,15 +145,7 @@ def test_an_adapter_as_the_reference_shares_the_look_where_it_leaves_the_tower_a
     adapter = tmp_path / "first/checkpoint-4"
     flags |= {"adapters": adapter, "ref_adapters": adapter}
     plain, _ = train(student_dir, studies[0], tmp_path / "b", model_kwargs={"apo_one_look": "false"}, **flags)
-    calls = []
-    original = APOTrainer._settle_vision
-
-    def counting(self):
-        for model in self._models():
-            model.visual.patch_embed.register_forward_hook(lambda *_: calls.append(1))
-        original(self)
-
-    monkeypatch.setattr(APOTrainer, "_settle_vision", counting)
+    calls = counted_looks(monkeypatch)
     shared, _ = train(student_dir, studies[0], tmp_path / "a", **flags)
     assert len(calls) == looks
     assert_same_run(shared, plain)
