@@ -150,6 +150,11 @@ class ReferenceCache:
                         ) from None
                     self._read_until[path] = self._read_until.get(path, 0) + len(line)
 
+    def reread(self) -> None:
+        """Forget what is known and read what is on the disk: only that will be there for the next process."""
+        self.logps, self._read_until = {}, {}
+        self.reload()
+
     def lookup(self, keys: list[str], counts: list[int]) -> list[float] | None:
         """Log-probs of all `keys`, or None if any has to be computed.
 

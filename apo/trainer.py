@@ -218,7 +218,7 @@ class APOTrainer(ResumesWhole, DPOTrainer):
                 visited += len(batch.group_sizes)
         self.cache.sync()
         self.accelerator.wait_for_everyone()
-        self.cache.reload()
+        self.cache.reread()
         lost = len(seen - self.cache.logps.keys())
         studies = len(self.train_dataset) + len(self.eval_dataset or ())
         totals = torch.tensor([lost, visited], device=self.accelerator.device)

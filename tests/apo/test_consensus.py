@@ -695,3 +695,15 @@ def test_sides_are_weighed_by_what_teachers_are_worth():
         return np.mean([said(r)["Pleural Effusion"][1] == side for r, side in zip(strategy(films), sides, strict=True)])
 
     assert right(dawid_skene) > 0.97 > 0.9 > right(vote)
+
+
+def test_a_finding_that_was_turned_round_is_so_in_all_parts_and_told(monkeypatch):
+    _, votes = simulate(np.random.default_rng(3), 300, [0.9] * 4, [0.6] * 4, 0.5)
+    fit = fit_dawid_skene(votes)
+    turned = consensus.mirror(fit)
+    np.testing.assert_array_equal(turned.confusion[:, 1, 1], fit.confusion[:, 0, 1])
+    np.testing.assert_array_equal(turned.posterior[:, 1], fit.posterior[:, 0])
+    monkeypatch.setattr(consensus, "orient", lambda fits, votes: (fits, ["Edema"]))
+    (result,) = dawid_skene([study(["Edema. Left effusion."] * 2)])
+    told = {label: entry.get("against_majority") for label, entry in result["audit"]["findings"].items()}
+    assert told == {"Edema": True, "Pleural Effusion": None}

@@ -272,3 +272,16 @@ def test_weights_of_a_batch_are_one_where_a_study_gives_none_and_fit_each_study(
     # Three and one would add up to the right number, each at the wrong negative.
     with pytest.raises(ValueError, match="3 entries for 2 negatives"):
         group.batch_weights([study(2, [1.0, 2.0, 3.0]), study(2, [4.0])])
+
+
+def test_token_ratio_counts_the_padding_of_a_batch():
+    groups = [{"input_ids": [0] * 100, "responses": [[0] * 20] * 3}, {"input_ids": [0] * 40, "responses": [[0] * 10]}]
+    assert group.token_ratio(groups) == (4 * 120) / (2 * 160)
+
+
+def test_several_trained_turns_are_refused(student_dir, tmp_path):
+    _, template = load(student_dir)
+    (row,) = make_rows(tmp_path, studies=1)
+    again = [{"role": "user", "content": "Are you sure?"}, {"role": "assistant", "content": "Yes."}]
+    with pytest.raises(ValueError, match="several turns of the conversation are trained on"):
+        template.encode(row | {"messages": [*row["messages"], *again]})

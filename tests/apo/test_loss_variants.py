@@ -122,3 +122,10 @@ def test_weights_and_smoothing_exclude_each_other():
     logps = torch.zeros(3, dtype=torch.float64)
     with pytest.raises(ValueError, match="leave it or their weights out"):
         plackett_luce(logps, logps, [3], beta=0.1, label_smoothing=0.1, weights=torch.ones(3))
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_rewards_are_detached(kind):
+    policy, reference, _, _ = case()
+    result = LOSSES[kind](policy, reference, SIZES, beta=0.1)
+    assert result.losses.requires_grad and not result.chosen.requires_grad and not result.rejected.requires_grad

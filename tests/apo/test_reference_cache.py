@@ -239,6 +239,14 @@ def test_a_pass_computes_as_training_does(student_dir, studies, tmp_path):
     assert plain.logps.keys() == filled.logps.keys() and plain.logps != filled.logps, "and autocast is seen"
 
 
+def test_a_pass_believes_only_what_is_on_the_disk(student_dir, studies, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(ReferenceCache, "_write", lambda self, whole: None)
+    with pytest.raises(ValueError, match=r"40 response\(s\) not found again"):
+        run(student_dir, studies, tmp_path / "a", cache, only=True)
+    assert not (cache / "complete.json").exists()
+
+
 def test_a_pass_over_a_stream_is_refused(student_dir, studies, tmp_path):
     with pytest.raises(ValueError, match="leave --streaming out"):
         run(student_dir, studies, tmp_path / "a", tmp_path / "cache", only=True, streaming="true", max_steps=2)

@@ -216,3 +216,9 @@ def test_stages_are_told_by_their_keys(world):
     assert settings.stage_of(Path(world.config())) == "critique"
     assert settings.stage_of(Path(world.config(beta=None))) == "learn"
     assert settings.stage_of(Path(world.collect())) == "collect"
+
+
+def test_a_flag_for_one_of_the_pair_replaces_the_other_of_the_file():
+    batch, steps = {"effective_batch_size": "32"}, {"gradient_accumulation_steps": "4"}
+    assert settings.merge(steps, batch, "train.yaml") == batch
+    assert settings.merge(batch, steps, "train.yaml") == steps

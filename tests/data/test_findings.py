@@ -145,3 +145,8 @@ def test_published_case():
     glm = [c for c in read_findings(texts["GLM-4.5V"])]
     assert {c.side for c in glm} == {"right", None}
     assert not any("is identified by" in texts["GLM-4.5V"][c.start : c.end] for c in glm)
+
+
+def test_a_recommendation_drops_only_what_follows_it():
+    assert read("Left effusion, follow-up for pneumonia.") == {"Pleural Effusion": ("present", "left")}
+    assert read("Follow-up for pneumonia.") == {}

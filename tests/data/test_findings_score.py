@@ -85,3 +85,11 @@ def test_bad_labelled_row_is_named(tmp_path, row, complaint):
         read_labelled(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_labelled(tmp_path / "none.tsv")
+
+
+def test_truth_of_a_report_holds_what_has_gone_and_no_side_of_what_has_none():
+    _, reports = phantom_rows(60, seed=1)
+    others = {want[label][0] for _, _, want in reports for label in want if label not in FIVE}
+    assert others == {"present", "absent"}, "what a report says has gone"
+    assert findings_score._decision("Cardiomegaly", "present", "left") == ("present", None)
+    assert findings_score._decision("Pleural Effusion", "absent", "left") == ("absent", None)

@@ -136,3 +136,13 @@ def test_a_perfect_row_has_no_spread():
 def test_positive_rate_is_that_of_the_readable_answers():
     row = presence.score_answers(truths({"Edema"}, set(), set()), [{"Edema": PRESENT}, {"Edema": ABSENT}, None])
     assert row["positive_rate"]["Edema"] == 1 / 2 and row["positive_rate"]["Pneumonia"] == 0
+
+
+def test_sides_and_right_answers_follow_the_uncertain_rule():
+    maybe, sure = {"Pneumothorax": ("uncertain", "left")}, {"Pneumothorax": ("present", "left")}
+    assert presence.score_answers([maybe], [sure])["laterality"] == {"n": 1, "accuracy": 1.0}
+    assert presence.score_answers([maybe], [sure], uncertain="absent")["laterality"]["n"] == 0
+    at = FIVE.index("Pneumothorax")
+    for truth, answer in ((maybe, {"Pneumothorax": ABSENT}), ({}, maybe)):
+        assert presence.correct_matrix([truth], [answer], "absent")[0, at]
+        assert not presence.correct_matrix([truth], [answer])[0, at]

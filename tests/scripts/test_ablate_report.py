@@ -325,3 +325,35 @@ def test_a_figure_that_is_not_the_ledgers_is_found(tmp_path, capsys):
     assert main([*words, "--check"]) == 1 and str(picture) in capsys.readouterr().out and picture.read_text() == "x"
     picture.unlink()
     assert main([*words, "--check"]) == 1
+
+
+def test_a_seed_that_agrees_does_not_hide_one_that_does_not():
+    from scripts.ablation_tables import apart, by_seed, own_reference, same_start
+
+    lines = [line("pl_nll", seed, 0.9) | {"start": "a"} for seed in range(2)]
+    lines += [line("pl", seed, 0.8) | {"start": start} for seed, start in enumerate("ba")]
+    lines += [line("seeing_pl_nll", seed, 0.0) | {"start": "s"} for seed in range(2)]
+    (block,), _ = blocks(lines, ROWS)
+    assert own_reference(block, "pl") == ({0: 0.9, 1: 0.9}, True), "the second seed began where its reference did"
+    assert apart(block, "pl", "pl_nll") and not apart(block, "seeing_pl_nll", "pl_nll"), "another Learn by design"
+    assert by_seed(block.lines["seeing_pl_nll"], "mean_accuracy") == {0: 0.0, 1: 0.0}, "0 is a number"
+    second = line("two_rounds", 0, 0.9) | {"after": ["pl_nll"], "start": "a"}
+    assert same_start(second, lines[0]) == 1, "what a second round starts from is no Learn"
+
+
+def test_comparisons_take_the_seeds_of_all_terms_and_cohorts_of_full_size():
+    from scripts.ablation_pairs import compared_pairs
+
+    lines = [*five("n1", [0.8] * 3, world="looks"), *five("two_rounds_n1", [0.81, 0.83, 0.83, 0.9], world="looks")]
+    small = {"world": "looks", "sizes": Sizes(train=200)}
+    lines += [*five("n1", [0.1] * 3, **small), *five("two_rounds_n1", [0.9, 0.8, 0.7], **small)]
+    found, _ = blocks(lines, ROWS)
+    difference = compared_pairs(found)["second round minus first, looks"].difference
+    assert difference.n == 3 and difference.value == pytest.approx(0.07 / 3)
+
+
+def test_a_second_round_gives_no_baseline_of_its_consensus():
+    again = five("two_rounds", [0.9] * 5, consensus={"mean_accuracy": 0.99}, teachers={"a": 0.6, "student": 0.9})
+    (block,), _ = blocks([*LEDGER, *(one | {"after": ["pl_nll"]} for one in again)], ROWS)
+    found = baselines(block)
+    assert set(found["consensus dawid_skene"].values()) == {0.95} and "teacher student" not in found

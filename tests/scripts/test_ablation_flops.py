@@ -72,3 +72,13 @@ def test_lengths_are_those_of_the_training_studies(tmp_path):
     found = mean_lengths(tmp_path, tmp_path / "s.jsonl", 16)
     assert found.consensus == 4 and found.trajectory == 3 and found.trajectories == 1.5  # with the end of the turn
     assert found.prompt == 16 + (len(studies[0]["prompt"].split()) + 1) + (8 + 1)
+
+
+@pytest.mark.parametrize(("epochs", "wanted"), [(9.0, 10), (0.1, 1)])
+def test_epochs_are_the_nearest_whole_number_of_at_least_one(tmp_path, monkeypatch, epochs, wanted):
+    for name in ("shape_of", "folder_config"):
+        monkeypatch.setattr(f"scripts.ablation_flops.{name}", lambda _: None)
+    monkeypatch.setattr("scripts.ablation_flops.mean_lengths", lambda *_: Lengths(60, 16, 20, 50, 7))
+    monkeypatch.setattr("scripts.ablation_flops.costs", lambda *_: (1.0, 0.6))
+    monkeypatch.setattr("scripts.ablation_flops.supervised_cost", lambda *_: 1.0)
+    assert equal_epochs(tmp_path, tmp_path, epochs, 12544)[0] == wanted

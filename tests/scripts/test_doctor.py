@@ -204,3 +204,56 @@ def test_the_middle_is_drawn_evenly(tmp_path):
     # 10 of 40: expected 100 of 400, standard deviation 8.7; seeds are fixed
     assert all(65 <= n <= 135 for n in seen[5:45])
     assert seen[:5] + seen[45:] == [400] * 10
+
+
+def test_steps_epochs_tokens_and_bytes_by_hand(tmp_path):
+    def plan(environment=None, **settings):
+        return SimpleNamespace(settings={k: str(v) for k, v in settings.items()}, environment=environment or {})
+
+    def sample(rows, tokens=None):
+        facts = {"tokens": tokens and {"row": tokens}}
+        return SimpleNamespace(rows=rows, facts=lambda: facts, kind="studies", path=tmp_path / "studies.jsonl")
+
+    batch = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
+    four = plan({"NPROC_PER_NODE": "2", "NNODES": "2"}, num_train_epochs=2, **batch)
+    assert estimate.steps_and_tokens(four, [sample(100, 10)]) == {
+        "rows": 100,
+        "rows_a_step": 24,
+        "steps": 10,
+        "epochs": 2,
+        "tokens": 2000,
+    }
+    limited = plan(max_steps=25, **batch)
+    found = estimate.steps_and_tokens(limited, [sample(100, 10)])
+    assert (found["steps"], found["epochs"], found["tokens"]) == (25, 1.5, 1500)
+    assert estimate.steps_and_tokens(limited, [sample(100, 10), sample(5)])["tokens"] is None
+    (tmp_path / "studies.jsonl").write_bytes(bytes(50))
+    assert estimate.disk_bytes(plan(save_steps=0.25), [sample(100)], 1000, 1.0, 1000.0) == 5 * 1000 + 2 * 50
+    (tmp_path / "model.safetensors").write_bytes(bytes(100))
+    for settings, wanted in (
+        ({"tuner_type": "full"}, 700),
+        ({"tuner_type": "full", "torch_dtype": "float32"}, 300),
+        ({"tuner_type": "lora"}, 0),
+    ):
+        assert estimate.checkpoint_bytes(plan(model=tmp_path, **settings)) == wanted
+
+
+def test_memory_follows_stage_film_and_type(world):  # noqa: F811
+    from apo import memory
+    from scripts.plan import resolve
+    from scripts.settings import parse_command
+
+    words = ["--model", "Qwen/Qwen2.5-VL-3B-Instruct", "--tuner_type", "full", "--torch_dtype", "bfloat16"]
+
+    def peak(stage, *more, samples=()):
+        config = world.config(beta=0.1 if stage == "critique" else None)
+        return estimate.peak(resolve(stage, parse_command(stage, [config, *words, *more])), samples, 80.0)
+
+    critique, learn = peak("critique"), peak("learn")
+    weights = 2 * 3_754_622_976
+    assert (critique["process_gib"] - learn["process_gib"]) * memory.GIB == pytest.approx(weights), "the reference"
+    # weights, and for what is trained (not the vision tower) two moments and a master copy in float32
+    assert 2.9e9 < (critique["checkpoint_bytes"] - weights) / 12 < 3.2e9
+    short = SimpleNamespace(lengths=[1], groups=[], facts=lambda: {"tokens": {"prompt": 100, "longest_answer": 50}})
+    small, large = (peak("learn", "--max_pixels", str(n * 784), samples=[short]) for n in (96, 1280))
+    assert small == large, "no film is longer than its prompt"
