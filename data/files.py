@@ -64,9 +64,9 @@ def open_text(path: StrPath, **options: Any) -> IO[str]:
     return opened(path, "rt", encoding="utf-8-sig", **options)
 
 
-def refuse_input(out: StrPath, path: StrPath) -> None:
-    """Raise UserError when --out is the file that is read, under whatever name."""
-    if os.path.realpath(out) == os.path.realpath(path):
+def refuse_input(out: StrPath, *paths: StrPath) -> None:
+    """Raise UserError when --out is one of the files that are read, under whatever name."""
+    if os.path.realpath(out) in map(os.path.realpath, paths):
         raise UserError(f"--out {out}: is the input file; choose another")
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import UserError, refuse_below_one, run_cli
-from data.files import write_atomic
+from data.files import refuse_input, write_atomic
 from data.records import SPLITS, image_paths, read_studies, root_of
 from eval import benchmarks, film_hash
 from eval.items import Benchmark, Item
@@ -309,6 +309,8 @@ def main(argv: list[str] | None = None) -> None:
     if not 0 <= args.distance <= film_hash.BITS:
         raise UserError(f"--distance {args.distance}: from 0 to {film_hash.BITS} bits")
     splits = {None: SEEN, "all": SPLITS}.get(args.split, (args.split,))
+    if args.out:
+        refuse_input(args.out, args.train, *args.benchmark, *filter(None, [args.cache]))
     trained = read_trained(args.train, splits=splits, image_root=args.train_images)
     how = {"films": args.films, "distance": args.distance, "cache": args.cache, "workers": args.workers}
     everything = []

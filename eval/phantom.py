@@ -24,7 +24,7 @@ from itertools import compress
 from pathlib import Path
 
 from data.errors import GOES_ON, UserError, refuse_below_one, refuse_negative, run_cli
-from data.files import StrPath, sha256_file, write_atomic
+from data.files import StrPath, refuse_input, sha256_file, write_atomic
 from data.findings import LABELS
 from data.records import SPLITS, read_studies
 from eval import presence
@@ -313,6 +313,8 @@ def main(argv=None) -> None:
     refuse_below_one(args, "resamples", "limit")
     refuse_negative(args, "seed")
     files, others = named_files(args.predictions), named_files(args.consensus, "--consensus")
+    for written in filter(None, (args.out, args.table)):
+        refuse_input(written, args.studies, *files.values(), *others.values())
     everything = list(read_studies(args.studies))
     studies = split_of(everything, args.split, args.studies, "check --split and --studies")[: args.limit]
     scorable, left_out = with_findings(studies, args.split, args.studies)

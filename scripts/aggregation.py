@@ -17,7 +17,7 @@ import numpy as np
 
 from apo.consensus import self_prompt, study_rng, vote
 from data.errors import UserError, refuse_below_one, run_cli
-from data.files import atomic_open, dump_line
+from data.files import atomic_open, dump_line, refuse_input
 from data.findings_lexicon import FIVE
 from data.phantom import styles
 from data.phantom.teachers import SIDED, Statement
@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--lessons", type=int, help="default: one for each training study")
     args = parser.parse_args(argv)
     refuse_below_one(args, "lessons")
+    refuse_input(args.out, args.studies)
     root = root_of(args.studies)
     train = [study for study in read_studies(args.studies) if study["split"] == "train"]
     if not train:

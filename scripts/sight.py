@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from data.errors import UserError, run_cli
-from data.files import atomic_open, dump_line
+from data.files import atomic_open, dump_line, refuse_input
 from data.phantom.student import PATCH
 from data.records import image_paths, read_studies, require_images, root_of
 from data.row_checks import turn
@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("studies", type=Path, metavar="STUDIES.jsonl", help="whose training films are looked at")
     parser.add_argument("--out", type=Path, required=True, help="rows for the Learn launcher")
     args = parser.parse_args(argv)
+    refuse_input(args.out, args.studies)
     root = root_of(args.studies)
     train = [study for study in read_studies(args.studies) if study["split"] == "train"]
     if not train:

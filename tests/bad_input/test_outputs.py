@@ -6,6 +6,7 @@ import zipfile
 import pytest
 
 from data import manifest
+from data.errors import UserError
 from tests.bad_input.cases import SECRET, refused, run, study
 
 
@@ -122,3 +123,27 @@ def test_a_run_is_not_resumed_on_other_data(world, monkeypatch):
     assert (world.folder / "run/launch.json").read_bytes() == note
     status, told = run(["manifest", "run"], monkeypatch)
     assert status == 2 and "its input" in told
+
+
+def test_an_output_never_takes_the_place_of_an_input(world, monkeypatch):
+    studies = world.write([study(n) for n in range(2)])
+    before = studies.read_bytes()
+    other = world.folder / "other.jsonl"
+    other.write_bytes(before)
+    answers = world.folder / "answers.jsonl"
+    answers.write_text("{}\n")
+    from eval import leaks, phantom
+    from scripts import aggregation, sight
+
+    for main, words in (
+        (phantom.main, ["--studies", studies, "--out", studies]),
+        (phantom.main, ["--studies", studies, "--predictions", f"a={answers}", "--out", answers]),
+        (phantom.main, ["--studies", studies, "--out", world.folder / "r.json", "--table", studies]),
+        (aggregation.main, [studies, "--out", studies]),
+        (sight.main, [studies, "--out", studies]),
+        (leaks.main, [studies, other, "--out", other]),
+        (leaks.main, [studies, other, "--out", studies]),
+    ):
+        with pytest.raises(UserError, match="is the input file; choose another"):
+            main([str(word) for word in words])
+    assert studies.read_bytes() == before and answers.read_text() == "{}\n"
