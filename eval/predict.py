@@ -23,7 +23,7 @@ from pathlib import Path
 
 from data import checkpoints, manifest
 from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
-from data.files import append_jsonl, claimed, dump_line, read_jsonl, sha256_file, write_atomic
+from data.files import append_jsonl, claimed, dump_line, read_jsonl, refuse_input, sha256_file, write_atomic
 from data.records import ALLOW_OUTSIDE, SPLITS, check_study, image_paths, read_studies, require_images, root_of
 from scripts import doctor, machine, side_by_side
 
@@ -239,6 +239,7 @@ def main(argv=None) -> None:
     parser.add_argument("--allow-outside", action="store_true", help=ALLOW_OUTSIDE)
     parser.add_argument("--overwrite", action="store_true", help="begin again even if --out holds answers")
     args = parser.parse_args(argv)
+    refuse_input(args.out, args.studies)
     refuse_below_one(args, "max_new_tokens", "batch_size", "limit", "processes")
     args.shard = side_by_side.parse_shard(args.shard)
     doctor.before("evaluate", args.out)

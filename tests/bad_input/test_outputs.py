@@ -132,13 +132,14 @@ def test_an_output_never_takes_the_place_of_an_input(world, monkeypatch):
     other.write_bytes(before)
     answers = world.folder / "answers.jsonl"
     answers.write_text("{}\n")
-    from eval import leaks, phantom
+    from eval import leaks, phantom, predict
     from scripts import aggregation, sight
 
     for main, words in (
         (phantom.main, ["--studies", studies, "--out", studies]),
         (phantom.main, ["--studies", studies, "--predictions", f"a={answers}", "--out", answers]),
         (phantom.main, ["--studies", studies, "--out", world.folder / "r.json", "--table", studies]),
+        (predict.main, ["checkpoint", "--studies", studies, "--out", studies, "--overwrite"]),
         (aggregation.main, [studies, "--out", studies]),
         (sight.main, [studies, "--out", studies]),
         (leaks.main, [studies, other, "--out", other]),
