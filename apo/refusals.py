@@ -55,6 +55,11 @@ ALLOWED_WITHOUT_REF_MODEL = {
 }
 
 
+def of_adapter(name: str) -> bool:
+    """Whether a parameter of this name belongs to an adapter."""
+    return any(part in f".{name}" for part in ADAPTER_PARTS)
+
+
 def refuse_settings(settings: Mapping[str, object]) -> None:
     """Refuse what cuts, moves or weighs a study's responses.
 
@@ -88,7 +93,7 @@ def refuse_moving_reference(trained: Iterable[str], *, is_adapter: bool) -> None
     remedy = "train with --tuner_type lora or full (a copy of its own), or give --ref_model"
     if not is_adapter:
         raise ValueError(f"the policy has no adapter to turn off, so that it would be its own reference; {remedy}")
-    shared = [name for name in trained if not any(part in name for part in ADAPTER_PARTS)]
+    shared = [name for name in trained if not of_adapter(name)]
     if shared:
         raise ValueError(f"{shared[0]} is trained ({len(shared)} such), and the reference shares it; {remedy}")
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from apo.head import swapped_forward
-from apo.refusals import ADAPTER_PARTS
+from apo.refusals import of_adapter
 
 
 def is_frozen(module: nn.Module) -> bool:
@@ -22,7 +22,7 @@ def is_frozen(module: nn.Module) -> bool:
 
 def has_adapter(module: nn.Module) -> bool:
     """Whether any parameter belongs to an adapter."""
-    return any(part in f".{name}" for name, _ in module.named_parameters() for part in ADAPTER_PARTS)
+    return any(of_adapter(name) for name, _ in module.named_parameters())
 
 
 def same_weights(left: nn.Module, right: nn.Module) -> bool:

@@ -299,16 +299,15 @@ def provenance(runs: list[Line]) -> str:
 
     A line knows the code of each of its stages ("made_by") or, an older one, only that of the moment it was begun.
     """
-    by_stage = [line for line in runs if None not in line.get("made_by", [None])]
-    makers = [maker for line in by_stage for maker in line["made_by"]]
-    rest = [line for line in runs if line not in by_stage]
-    commits = {one["commit"] for one in (*makers, *rest)}
-    states = [[one["dirty"] for one in line["made_by"]] for line in by_stage] + [[line["dirty"]] for line in rest]
+    told = [None not in line.get("made_by", [None]) for line in runs]
+    makers = [line["made_by"] if whole else [line] for line, whole in zip(runs, told, strict=True)]
+    commits = {one["commit"] for each in makers for one in each}
+    states = [[one["dirty"] for one in each] for each in makers]
     dirty, unknown = sum(True in one for one in states), sum(True not in one and None in one for one in states)
     text = f"{len(runs)} runs of {len(commits)} commit(s); {dirty} were made with uncommitted changes"
     text += f", of {unknown} it is not known" if unknown else ""
-    if rest:
-        text += f" (of {len(rest)} only the commit is known at which they were begun)"
+    if rest := told.count(False):
+        text += f" (of {rest} only the commit is known at which they were begun)"
     return f"{text}."
 
 

@@ -33,9 +33,11 @@ def gain(world: str, path: tuple[str, ...] = ACCURACY, sign: int = 1) -> tuple[T
     return Term(sign, world, "two_rounds_n1", path), Term(-sign, world, "n1", path)
 
 
-def beyond(world: str, row: str) -> tuple[Term, Term]:
+def beyond(
+    world: str, row: str, mine: tuple[str, ...] = ACCURACY, its: tuple[str, ...] = CONSENSUS
+) -> tuple[Term, Term]:
     """A student minus the consensus that it was trained on, on the same held-out films."""
-    return Term(1, world, row), Term(-1, world, row, CONSENSUS)
+    return Term(1, world, row, mine), Term(-1, world, row, its)
 
 
 # The same settings from two trainings of Learn: the mean of both, seed by seed.
@@ -77,14 +79,10 @@ PAIRS: dict[str, tuple[Term, ...]] = {
         *gain("looks", looks("misleading"), -1),
     ),
     f"{SECOND}, plain pairs, looks": gain("looks", looks("plain")),
-    "`n1` minus its consensus, misleading pairs, looks": (
-        Term(1, "looks", "n1", looks("misleading")),
-        Term(-1, "looks", "n1", looks("misleading", "consensus")),
+    "`n1` minus its consensus, misleading pairs, looks": beyond(
+        "looks", "n1", looks("misleading"), looks("misleading", "consensus")
     ),
-    "`n1` minus its consensus, plain pairs, looks": (
-        Term(1, "looks", "n1", looks("plain")),
-        Term(-1, "looks", "n1", looks("plain", "consensus")),
-    ),
+    "`n1` minus its consensus, plain pairs, looks": beyond("looks", "n1", looks("plain"), looks("plain", "consensus")),
     "consensus of dawid_skene minus vote, correlated": (
         Term(1, "correlated", "compare_dawid_skene"),
         Term(-1, "correlated", "compare_vote"),
