@@ -13,13 +13,11 @@ import hashlib
 import heapq
 import json
 import math
-import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -32,6 +30,7 @@ from apo.stationarity import BINS, holm, permutation_tests
 from data.errors import UserError, run_cli
 from data.files import sha256_file, write_atomic
 from data.findings import LABELS, SIDELESS, Claim, read_findings, summarise
+from data.processes import process_pool
 from data.records import read_studies, root_of
 
 SCHEMA = "drift/1"
@@ -550,8 +549,7 @@ def parts(studies: Iterable[dict], workers: int) -> Iterator[dict]:
         while chunk := list(islice(studies, CHUNK)):
             yield measure(chunk)
         return
-    # spawn: the caller may have threads, which a forked process must not inherit.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with process_pool(workers) as pool:
         waiting: collections.deque = collections.deque()
         while True:
             while len(waiting) < 2 * workers and (chunk := list(islice(studies, CHUNK))):

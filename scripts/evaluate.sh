@@ -44,43 +44,8 @@ fail() {
     exit 2
 }
 
-pids=() signal="" again=""
-
-# Starts a command in the background. A signal that reaches only this shell (`kill`) is passed on as SIGTERM.
-begin() {
-    trap 'signal=1 again=1; kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
-    "$@" &
-    pids+=($!)
-}
-
-# Waits for all that `begin` started; a status that is not 0, if one was.
-finish() {
-    local pid code status=0
-    # One that was started after the signal came.
-    [[ ! $signal ]] || kill -TERM "${pids[@]}" 2>/dev/null || true
-    for pid in "${pids[@]}"; do
-        # A signal ends `wait` before the command has ended: the status is then that of the signal.
-        again=1
-        while [[ $again ]]; do
-            again="" code=0
-            wait "$pid" || code=$?
-        done
-        [[ $code -eq 0 ]] || status=$code
-    done
-    trap - INT TERM
-    pids=()
-    if [[ $signal ]]; then
-        # The commands say so themselves, but not at their very beginning and end.
-        echo "stopped by a signal; to go on, run the same command: answers that are there are not made again" >&2
-        [[ $status -ne 0 ]] || status=143
-    fi
-    return "$status"
-}
-
-run() {
-    begin "$@"
-    finish
-}
+# shellcheck source=scripts/signals.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/signals.sh"
 
 [[ $# -gt 0 ]] || { usage >&2; exit 2; }
 # With --benchmark everything but --gpus goes to eval.run.

@@ -40,6 +40,8 @@ OUT=${OUT:-$PWD/runs/$([[ $SMOKE ]] && echo smoke || echo quickstart)}
 [[ -n ${VIRTUAL_ENV:-} ]] || bash scripts/setup.sh
 # shellcheck source=scripts/env.sh
 . scripts/env.sh
+# shellcheck source=scripts/signals.sh
+. scripts/signals.sh
 
 # Sizes. Films: enough for a student of 1 to 2 million parameters to learn the five findings from seven voices in
 # minutes; 400 held-out films put the 95 % interval of a mean accuracy at about +-2 points. Training lengths, learning
@@ -63,7 +65,7 @@ STAGES=(cohort student learn compare critique)
 STAGES+=(evaluate report)
 # stage NAME [--keep] [--outputs "..."] -- COMMAND ... [--then COMMAND ...]   once, with a log; see scripts/stages.py
 stage() {
-    "$PYTHON" scripts/stages.py --out "$OUT" --chain "${STAGES[*]}" --stage "$@"
+    run "$PYTHON" scripts/stages.py --out "$OUT" --chain "${STAGES[*]}" --stage "$@"
 }
 # The newest checkpoint-N of a training stage.
 newest() {

@@ -1,16 +1,15 @@
 """The phantom cohort: patients, dates, findings and the study records with films and trajectories."""
 
 import functools
-import multiprocessing
 import re
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from data.errors import UserError
 from data.phantom import PROMPT, anatomy, films, styles, teachers
+from data.processes import process_pool
 from data.records import write_studies
 
 SPLITS = ("train", "validate", "test")
@@ -74,8 +73,7 @@ def _draw_all(studies, seed, size, workers):
     if workers == 1:
         yield from map(draw, studies)
         return
-    # spawn: the caller may have threads (torch), which a forked process must not inherit.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with process_pool(workers) as pool:
         yield from pool.map(draw, studies, chunksize=16)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -75,30 +76,46 @@ def test_evaluate_names_what_is_wrong(words, message, make_file, tmp_path):
 
 # In place of Python: says which command began, and ends as told when SIGTERM comes.
 STAND_IN = """#!/usr/bin/env bash
-[[ $1 == -P && " $* " != *" --check "* ]] || exit 0
+[[ $1 != -c && " $* " != *" --check "* ]] || exit 0
 trap "exit $STATUS" TERM
-echo "$3" >>"$NOTE"
+[[ $1 == -P ]] && echo "$3" >>"$NOTE" || echo "$1" >>"$NOTE"
 for _ in {1..600}; do sleep 0.1; done
 """
 
 
 @pytest.mark.parametrize("status", [0, 143])
-def test_a_signal_to_evaluate_ends_it_before_the_next_command(status, tmp_path):
+@pytest.mark.parametrize(
+    ("script", "words", "began"),
+    [
+        ("evaluate.sh", ["checkpoint", "s.jsonl"], "eval.predict\n"),
+        ("quickstart.sh", [], "scripts/stages.py\n"),
+    ],
+)
+@pytest.mark.parametrize(("number", "ends_with"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_shell_ends_its_command_and_begins_no_other(
+    script, words, began, number, ends_with, status, tmp_path
+):
     python, note = tmp_path / "bin/python", tmp_path / "note"
     python.parent.mkdir()
     python.write_text(STAND_IN)
     python.chmod(0o755)
     env = os.environ | {"VIRTUAL_ENV": str(tmp_path), "STATUS": str(status), "NOTE": str(note)}
-    call = ["bash", ROOT / "scripts/evaluate.sh", "checkpoint", "s.jsonl", "--out", tmp_path / "out"]
-    process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True, env=env)
+    process = subprocess.Popen(
+        ["bash", ROOT / "scripts" / script, *words, "--out", tmp_path / "out"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        # What a shell starts with `&` ignores SIGINT, and so would every child of such a run of the tests.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     end = time.monotonic() + 60
-    while not note.exists():
+    while not note.exists() or not note.read_text():
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.01)
-    process.terminate()
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 143 and "stopped by a signal; to go on, run the same command" in said
-    assert note.read_text() == "eval.predict\n"
+    assert process.returncode == ends_with and "stopped by a signal; to go on, run the same command" in said
+    assert note.read_text() == began
 
 
 @pytest.mark.slow
