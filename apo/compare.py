@@ -4,8 +4,11 @@
     bash scripts/compare.sh - STUDIES.jsonl --out FILE --strategy dawid_skene             # label-free, no model
 
 Every study is written, whatever its split: evaluation scores the consensus on the test films too, and no strategy looks
-at a label or a report. (`oracle` states the truth of phantom films, as an upper bound, and refuses any other.) A study
-for which there is no consensus is written without one and counted.
+at a study's label or report. (`oracle` states the truth of phantom films, as an upper bound, and refuses any other.) A
+study for which there is no consensus is written without one and counted.
+
+Where most teachers are wrong on one finding, agreement cannot show it. `--labels FILE` tells `dawid_skene` what is
+known of a few training films: they decide which way round each finding is, and nothing else (docs/compare.md).
 
 `self` keeps finished rows in FILE.partial.jsonl, so that an interrupted run goes on where it stopped; a row is used
 again only if checkpoint, prompt, films and decoding settings are the same. --processes N runs N of them, one a GPU, on
@@ -28,7 +31,18 @@ from itertools import zip_longest
 from pathlib import Path
 
 from apo import consensus
-from apo.consensus import COMPOSES, NEEDS_MODEL, STRATEGIES, Answer, SelfPrompt, self_prompt, study_rng
+from apo.consensus import (
+    COMPOSES,
+    NEEDS_MODEL,
+    ORDER,
+    STRATEGIES,
+    TAKES_LABELS,
+    Answer,
+    SelfPrompt,
+    self_prompt,
+    study_rng,
+)
+from apo.labels import Labels, read_labels
 from data import checkpoints, manifest
 from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
 from data.files import append_jsonl, claimed, dump_line, read_jsonl, refuse_input, sha256_file, write_atomic
@@ -36,6 +50,7 @@ from data.records import ALLOW_OUTSIDE, PLACEHOLDER, image_paths, read_studies, 
 from scripts import doctor, machine, side_by_side
 
 WHOLE = (1, 1)  # the shard that is all of the file
+VERDICTS = {"turned": "turned round", "kept": "confirmed", "undecided": "too few labels to tell"}
 NOT_ONE = "{}: not one consensus could be made; nothing was written"
 
 Write = Callable[[Sequence[tuple[str, Sequence[str]]]], list[tuple[str, str]]]
@@ -167,6 +182,19 @@ def summary(strategy: str, studies: Sequence[dict], results: Sequence[dict | Non
     return line
 
 
+def label_summary(labels: Labels, results: Sequence[dict | None]) -> str:
+    """One line: how many labels were used and left out, and what they said to each finding."""
+    said: dict[str, str] = {}
+    for result in filter(None, results):
+        said |= {label: one["labels"] for label, one in result["audit"]["findings"].items() if "labels" in one}
+    line = f"labels: {len(labels.known)} films"
+    line += f"; not used: {', '.join(f'{n} {why}' for why, n in labels.left.items())}" if labels.left else ""
+    for verdict in ("turned", "kept", "undecided"):
+        found = ", ".join(label for label in ORDER if said.get(label) == verdict) or "none"
+        line += f"; {VERDICTS[verdict]}: {found}"
+    return line
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/compare.sh", description=__doc__.split("\n\n")[0], epilog=consensus.__doc__.split("\n\n")[2]
@@ -184,6 +212,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="which studies get a consensus; the others are written as they are (default: all)",
     )
     parser.add_argument("--compose", choices=("plain", "quote"), default="plain", help="form of a composed consensus")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="LABELS.jsonl",
+        help='dawid_skene: known findings of some training films, {"id", "findings"} a line, to turn findings round on '
+        "which most teachers are wrong (default: label-free)",
+    )
+    parser.add_argument("--label-limit", type=int, metavar="N", help="only the first N of --labels (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="self: order of the trajectories (and sampling, if any)")
     parser.add_argument("--base", help="for a LoRA checkpoint: its base model, if not where args.json says")
     parser.add_argument("--backend", choices=("transformers", "vllm"), default="transformers", help="self: engine")
@@ -203,7 +239,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--made", type=Path, help=argparse.SUPPRESS)  # of a process: the command's finished rows
     parser.add_argument("--allow-failures", action="store_true", help="self: exit 0 even if some generations failed")
     args = parser.parse_args(argv)
-    refuse_below_one(args, "max_new_tokens", "batch_size", "max_length", "processes")
+    refuse_below_one(args, "max_new_tokens", "batch_size", "max_length", "processes", "label_limit")
     if not 0 <= args.temperature < math.inf:
         raise UserError(f"--temperature {args.temperature}: must be a number and must not be negative")
     args.shard = side_by_side.parse_shard(args.shard)
@@ -217,7 +253,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         )
     if args.compose != "plain" and args.strategy not in COMPOSES:
         raise UserError(f"--compose {args.compose}: {args.strategy} does not compose its text; leave it out")
-    refuse_input(args.out, args.studies)
+    if args.labels and args.strategy not in TAKES_LABELS:
+        raise UserError(f"--labels: {args.strategy} takes none; leave it out, or choose --strategy dawid_skene")
+    if args.label_limit and not args.labels:
+        raise UserError("--label-limit: there are no --labels to limit; give both, or leave it out")
+    refuse_input(args.out, args.studies, *filter(None, [args.labels]))
     return args
 
 
@@ -258,10 +298,13 @@ def run_here(args: argparse.Namespace, info: dict | None, root: str, studies: li
     if args.strategy in NEEDS_MODEL:
         results = run_self(args, info, [studies[k] for k in chosen], root, failed)
     else:
-        # Fitted on all studies: estimates of reliability get better, and no label is looked at.
+        # Fitted on all studies: estimates of reliability get better, and no held-out label is looked at.
         form = {"compose": args.compose} if args.strategy in COMPOSES else {}
-        everything = STRATEGIES[args.strategy](studies, **form)
+        labels = read_labels(args.labels, studies, args.label_limit) if args.labels else None
+        everything = STRATEGIES[args.strategy](studies, **form, **({"labels": labels.known} if labels else {}))
         results = [everything[k] for k in chosen]
+        if labels:
+            print(label_summary(labels, everything))
     if chosen and not any(results) and args.shard == WHOLE:  # a shard without any may be a small one
         print(summary(args.strategy, [studies[k] for k in chosen], results, failed))
         raise UserError(NOT_ONE.format(args.studies))
@@ -271,7 +314,7 @@ def run_here(args: argparse.Namespace, info: dict | None, root: str, studies: li
         if result is not None:
             studies[k]["consensus"] = result
     write_studies(args.out, studies)
-    manifest.write(args.out, {"studies": args.studies}, made_with(args))
+    manifest.write(args.out, read_by(args), made_with(args))
     print(summary(args.strategy, [studies[k] for k in chosen], results, failed))
     if args.strategy == "medoid":
         print(
@@ -386,10 +429,16 @@ def run_self(args, info: dict, studies: list[dict], root: str, failed: Counter) 
     return STRATEGIES["self"](studies, answer=answer)
 
 
+def read_by(args: argparse.Namespace) -> dict[str, Path]:
+    """The input files, for the manifest of the output."""
+    return {"studies": args.studies} | ({"labels": args.labels} if args.labels else {})
+
+
 def made_with(args: argparse.Namespace) -> dict:
     """What besides the studies the consensus depends on, for the manifest of the output."""
     names = ["strategy", "split", "shard"]
     names += ["compose"] if args.strategy in COMPOSES else []
+    names += ["label_limit"] if args.labels else []
     if args.strategy not in NEEDS_MODEL:
         return {name: getattr(args, name) for name in names}
     names += ["seed", "temperature", "max_new_tokens", "max_length", "cut_off", "backend"]

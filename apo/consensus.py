@@ -4,7 +4,8 @@
 
 - `dawid_skene`: label-free. Each teacher's sensitivity and specificity by finding are estimated from agreement alone
   (Dawid & Skene 1979, "Maximum likelihood estimation of observer error-rates using the EM algorithm", J R Stat Soc C
-  28:20-28), then each finding is decided by its posterior.
+  28:20-28), then each finding is decided by its posterior. Labels of a few films, where given, decide one thing: which
+  of a finding's two mirror images is the truth (`orient_by_labels`).
 - `vote`: each finding by the majority of teachers; a tie is absent.
 - `medoid`: the trajectory closest to all others, whole, as it stands; see `medoid` for the distance. The consensus then
   equals one of the negatives, so that Critique must be launched with `on_identical: drop-negative`.
@@ -215,6 +216,48 @@ def orient(fits: dict[str, Fit], votes: dict[str, np.ndarray]) -> tuple[dict[str
     return fits, turned
 
 
+LEAST_EVIDENCE = 3.0  # nats, odds of 20 to 1
+
+
+def evidence(fit: Fit, votes: np.ndarray, truth: np.ndarray) -> float:
+    """log p(votes, truth) under a fit, summed over the labelled items, minus the same under its mirror image.
+
+    votes: integer [items, teachers]; truth: integer [items] of 1 (present), 0 (absent), -1 (not labelled).
+    """
+    known = truth >= 0
+    said = votes[known][:, :, None] == np.arange(2)
+
+    def joint(one: Fit) -> float:
+        log = np.log(one.prevalence) + np.einsum("itc,tkc->ik", said, np.log(one.confusion))
+        return float(log[np.arange(known.sum()), truth[known]].sum())
+
+    return joint(fit) - joint(mirror(fit))
+
+
+def orient_by_labels(
+    fits: dict[str, Fit], votes: dict[str, np.ndarray], truths: dict[str, np.ndarray]
+) -> tuple[dict[str, Fit], dict[str, str]]:
+    """Turn round the findings that labels of some items show to be the wrong way; they overrule `orient`.
+
+    A fit and its mirror image explain the votes equally well, so that no number of unlabelled films can tell them apart
+    where most teachers mislead; a few labelled ones can. Where they speak by less than LEAST_EVIDENCE, the fit stays:
+    teachers who err on the same films make the difference look larger than it is. Nothing else is taken from labels.
+
+    Args:
+        truths: label -> see `evidence`; a finding without one is left alone.
+
+    Returns the fits and, for each finding with a labelled item, "turned", "kept" or "undecided".
+    """
+    fits, verdicts = dict(fits), {}
+    for label, truth in truths.items():
+        if label in fits and (truth >= 0).any():
+            for_it = evidence(fits[label], votes[label], truth)
+            verdicts[label] = "undecided" if abs(for_it) < LEAST_EVIDENCE else "kept" if for_it > 0 else "turned"
+            if verdicts[label] == "turned":
+                fits[label] = mirror(fits[label])
+    return fits, verdicts
+
+
 # --- decisions ------------------------------------------------------------------------------------------------------
 
 
@@ -231,7 +274,9 @@ def _counts(one: Heard, label: str) -> dict[str, int]:
     return {state: states.count(state) for state in ("present", "absent", "uncertain", "silent")}
 
 
-def _decide(heard: list[Heard], teachers: list[str], *, model: bool) -> tuple[list[Decided], dict[str, np.ndarray]]:
+def _decide(
+    heard: list[Heard], teachers: list[str], *, model: bool, truths: dict[str, np.ndarray]
+) -> tuple[list[Decided], dict[str, np.ndarray]]:
     """Decisions for all studies, and each teacher's reliability by label (sensitivity + specificity - 1)."""
     decided = [Decided({}, [], {}) for _ in heard]
     reliability: dict[str, np.ndarray] = {}
@@ -242,6 +287,8 @@ def _decide(heard: list[Heard], teachers: list[str], *, model: bool) -> tuple[li
     fits: dict[str, Fit] = {}
     if model:
         fits, turned = orient({label: fit_dawid_skene(votes) for label, votes in ballots.items()}, ballots)
+        fits, verdicts = orient_by_labels(fits, ballots, truths)
+        turned = set(turned) ^ {label for label, verdict in verdicts.items() if verdict == "turned"}
     for label, votes in ballots.items():
         mentioned = mentions[label]
         for_, against = (votes == 1).sum(1), (votes == 0).sum(1)
@@ -264,6 +311,8 @@ def _decide(heard: list[Heard], teachers: list[str], *, model: bool) -> tuple[li
                 decided[s].support[label]["posterior"] = round(float(p[s]), 4)
                 if label in turned:
                     decided[s].support[label]["against_majority"] = True
+                if label in verdicts:
+                    decided[s].support[label]["labels"] = verdicts[label]
     for one in decided:  # "no acute abnormality" cannot stand beside one
         pathology = any(
             v[0] == "present" for k, v in one.findings.items() if k not in ("No Finding", "Support Devices")
@@ -415,8 +464,8 @@ def make_audit(
     """Why a consensus says what it says, after the workflow figure of the method. JSON.
 
     {"findings": {label: {"state", "side", "stated": bool, "said": {teacher: [state, side]}, "votes": {state: n},
-    "posterior"?, "sides"?, "against_majority"?: true where `orient` turned the finding round, "source"?: teacher or
-    "template", "corrected": [teachers contradicted]}},
+    "posterior"?, "sides"?, "against_majority"?: true where the finding was turned round, "labels"?: what labels said to
+    that, see `orient_by_labels`, "source"?: teacher or "template", "corrected": [teachers contradicted]}},
     "spans": {teacher: [[start, end, label, "consistent" | "conflict" | "uncertain"]]} into each trajectory's text,
     "consensus_spans": [[start, end, label, "agreed" | "corrected"]] into the consensus ("corrected": it contradicts at
     least one teacher), "unheard": {teacher: why it has no vote}}
@@ -448,12 +497,20 @@ def make_audit(
 # --- strategies -----------------------------------------------------------------------------------------------------
 
 
-def _label_free(studies: Sequence[dict], *, model: bool, compose: Compose) -> list[dict | None]:
+def _truths(studies: Sequence[dict], labels: dict[str, dict[str, bool]]) -> dict[str, np.ndarray]:
+    """label -> [studies] of 1 (present), 0 (absent), -1 (not labelled)."""
+    known = [labels.get(study["id"], {}) for study in studies]
+    return {label: np.array([int(one[label]) if label in one else -1 for one in known]) for label in ORDER}
+
+
+def _by_finding(
+    studies: Sequence[dict], *, model: bool, compose: Compose, labels: dict[str, dict[str, bool]] | None = None
+) -> list[dict | None]:
     if compose not in ("plain", "quote"):
         raise ValueError(f"compose is {compose!r}; use plain or quote")
     heard = [hear(study) for study in studies]
     teachers = sorted({teacher for one in heard for teacher in one.says})
-    decided, reliability = _decide(heard, teachers, model=model)
+    decided, reliability = _decide(heard, teachers, model=model, truths=_truths(studies, labels or {}))
     column = {teacher: t for t, teacher in enumerate(teachers)}
     name = "dawid_skene" if model else "vote"
     out: list[dict | None] = []
@@ -467,18 +524,24 @@ def _label_free(studies: Sequence[dict], *, model: bool, compose: Compose) -> li
     return out
 
 
-def dawid_skene(studies: Sequence[dict], *, compose: Compose = "plain") -> list[dict | None]:
-    """Consensus by estimated sensitivity and specificity; see the module. Fitted on all given studies, label-free.
+def dawid_skene(
+    studies: Sequence[dict], *, compose: Compose = "plain", labels: dict[str, dict[str, bool]] | None = None
+) -> list[dict | None]:
+    """Consensus by estimated sensitivity and specificity; see the module. Fitted on all given studies.
 
-    studies: study records; "findings" and "report" are never looked at. Returns one consensus a study, None where no
-    teacher has an ok trajectory or nothing that could be stated was read.
+    Args:
+        studies: study records; "findings" and "report" are never looked at.
+        labels: study id -> finding -> is it there; what is known of some studies, for `orient_by_labels` alone. None or
+            {}: label-free.
+
+    Returns one consensus a study, None where no teacher has an ok trajectory or nothing that could be stated was read.
     """
-    return _label_free(studies, model=True, compose=compose)
+    return _by_finding(studies, model=True, compose=compose, labels=labels)
 
 
 def vote(studies: Sequence[dict], *, compose: Compose = "plain") -> list[dict | None]:
     """Consensus by majority, a tie is absent; see the module. Returns as `dawid_skene`."""
-    return _label_free(studies, model=False, compose=compose)
+    return _by_finding(studies, model=False, compose=compose)
 
 
 def claim_distance(a: dict[str, Decision], b: dict[str, Decision]) -> float:
@@ -674,10 +737,11 @@ def self_consensus(
 
 STRATEGIES: dict[str, Callable[..., list[dict | None]]] = {
     "self": self_consensus,  # keyword `answer`
-    "dawid_skene": dawid_skene,  # keyword `compose`
+    "dawid_skene": dawid_skene,  # keywords `compose`, `labels`
     "vote": vote,  # keyword `compose`
     "medoid": medoid,
     "oracle": oracle,  # keyword `compose`; phantom studies only
 }
 NEEDS_MODEL = frozenset({"self"})
+TAKES_LABELS = frozenset({"dawid_skene"})
 COMPOSES = frozenset({"dawid_skene", "vote", "oracle"})  # strategies that build their text and take `compose`

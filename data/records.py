@@ -189,7 +189,7 @@ def check_study(study: Any, *, where: str = "study record") -> dict:
     if study.get("report") is not None:
         _text(study["report"], where, "report", special=True)
     if study.get("findings") is not None:
-        _findings(study["findings"], where)
+        check_findings(study["findings"], where)
     if study.get("prior") is not None:
         _name(study["prior"], where, "prior")
         if study["prior"] == study["id"]:
@@ -268,7 +268,8 @@ def _consensus(consensus: Any, where: str) -> None:
         _json(consensus["audit"], f"{here} audit")
 
 
-def _findings(findings: Any, where: str) -> None:
+def check_findings(findings: Any, where: str) -> None:
+    """Raise UserError, beginning with `where`, for what is not the `findings` of a study record."""
     if not isinstance(findings, dict):
         raise UserError(f"{where}: findings is {_kind(findings)}; write an object from label to state")
     for label, finding in findings.items():

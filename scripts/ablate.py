@@ -33,6 +33,8 @@ from scripts.plan import ROOT
 SMOKE = Sizes(48, 8, 24, 4)
 SEEDS = (0, 1, 2, 3, 4)
 SCHEMA = 1
+# Keys of a row's settings that its line holds beside their hash.
+NAMED = ("films", "student", "consensus", "labels", "variant", "launcher", "training")
 
 
 class Failure(NamedTuple):
@@ -167,7 +169,7 @@ def head_of(place: Place, row: Row, rows: dict[str, Row]) -> dict[str, Any]:
         "seed": place.seed,
         "config": digest(config),
         **code_here(),
-        "resolved": {key: config[key] for key in ("films", "student", "consensus", "variant", "launcher", "training")},
+        "resolved": {key: config[key] for key in NAMED if key in config},
     }
 
 

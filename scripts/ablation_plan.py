@@ -124,6 +124,7 @@ def shared_stages(place: Place, row: Row) -> list[Stage]:
     extra = ("--max-new-tokens", 160, "--batch-size", 32, "--allow-failures") if row.consensus == "self" else ()
     if extra and sizes.steps:
         extra += ("--cut-off", "keep")  # a student of a few steps never ends a text
+    extra += label_words(place, row)
     stages.append(
         Stage(
             compare,
@@ -145,7 +146,14 @@ def learn_name(row: Row) -> str:
 
 
 def compare_name(row: Row) -> str:
-    return f"compare-{row.consensus}" + (f"-{row.student}" if row.student else "")
+    told = f"-labels-{row.labels}" if row.labels else ""
+    return f"compare-{row.consensus}{told}" + (f"-{row.student}" if row.student else "")
+
+
+def label_words(place: Place, row: Row) -> tuple[object, ...]:
+    """Words of scripts/compare.sh for a row whose consensus is told some labels."""
+    studies = place.out / "cohort" / "studies.jsonl"
+    return ("--labels", studies, "--label-limit", row.labels) if row.labels else ()
 
 
 def asks(row: Row, option: str) -> bool:
@@ -240,7 +248,8 @@ def training_stages(place: Place, row: Row, rows: dict[str, Row]) -> list[Stage]
         def compare_again() -> list[Command]:
             made = (folder / "compare" / "with-voice.jsonl", compared(place, row, rows))
             heard = voice / "studies.jsonl"
-            return compare_commands("-", heard, place.out / "cohort", *made, VOICE, row.consensus)
+            told = label_words(place, row)
+            return compare_commands("-", heard, place.out / "cohort", *made, VOICE, row.consensus, told)
 
         stages.append(Stage(f"{name}.voice", second_round, [f"rows/{name}/voice"], keep=True))
         stages.append(Stage(f"{name}.compare", compare_again, [f"rows/{name}/compare"]))
@@ -320,7 +329,7 @@ def consensus_stages(place: Place, row: Row) -> list[Stage]:
     """The consensus of a row without a student, and its metrics where other rows have their student's."""
     films, name = place.out / "cohort", row.name
     studies, score = place.row(name) / "compare" / "studies.jsonl", place.row(name) / "score"
-    read = ("--strategy", row.consensus, "--image-root", films)
+    read = ("--strategy", row.consensus, "--image-root", films, *label_words(place, row))
     results = ("--studies", studies, "--split", "test", "--seed", place.seed, "--out", score / "results.json")
     made = ("--studies", studies, "--results", score / "results.json", "--out", score / "metrics.json")
     return [

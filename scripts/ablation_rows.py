@@ -14,6 +14,7 @@ best_of:   another row, whose checkpoint of the lowest loss on the validation fi
 student:   taught: Learn starts from a student that was first taught to aggregate (scripts/aggregation.py);
            plain: Learn reads the trajectories rewritten to the form of the consensus;
            seeing: Learn starts from a student that was first taught to see (scripts/sight.py)
+labels:    how many training films' true findings the consensus is told, to turn findings round; without it none
 value:     number on the axis of the group's figure
 """
 
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from apo.consensus import NEEDS_MODEL, STRATEGIES
+from apo.consensus import NEEDS_MODEL, STRATEGIES, TAKES_LABELS
 from data.errors import UserError
 from data.records import did_you_mean
 from data.variants import MODES
@@ -36,7 +37,8 @@ from scripts.settings import as_words, name_problem, read_config
 FOLDER = ROOT / "configs" / "ablation"
 LAUNCHERS = ("apo", "sft", "none", "compare")
 GROUPS = ("main", "objective", "negatives", "consensus", "beta", "learning rate", "N", "rounds", "sight")
-KEYS = ("question", "group", "launcher", "consensus", "variant", "settings", "after", "best_of", "student", "value")
+KEYS = ("question", "group", "launcher", "consensus", "labels", "variant", "settings", "after", "best_of", "student")
+KEYS += ("value",)
 VARIANT = ("negatives", "weights", "learn_consensus", "films")
 STUDENTS = ("taught", "plain", "seeing")
 # Over configs/sft_phantom.yaml, for what a student is taught first; those of `taught` are also those of its Learn.
@@ -73,6 +75,7 @@ class Row(NamedTuple):
     best_of: str | None
     student: str | None
     value: float | None
+    labels: int | None = None
 
 
 class Sizes(NamedTuple):
@@ -123,6 +126,7 @@ def read_row(path: Path) -> Row:
         loaded.get("best_of"),
         loaded.get("student"),
         loaded.get("value"),
+        loaded.get("labels"),
     )
     if not row.question:
         raise UserError(f"{path}: no question; say in one line what the row tests")
@@ -163,6 +167,11 @@ def _check(path: Path, row: Row) -> None:
     films = row.variant.get("films", 1)
     if type(films) is not int or films < 1:
         raise UserError(f"{path}: variant: films {films!r}; write a number from 1")
+    if row.labels is not None:
+        if type(row.labels) is not int or row.labels < 1:
+            raise UserError(f"{path}: labels {row.labels!r}; write a number from 1, or leave it out")
+        if row.consensus not in TAKES_LABELS:
+            raise UserError(f"{path}: labels: a consensus of {row.consensus} takes none; leave it out")
     if row.launcher not in STAGES:
         if row.settings or row.variant or row.after:
             raise UserError(f"{path}: launcher {row.launcher} trains nothing; take settings, variant and after out")
@@ -223,7 +232,7 @@ def before(row: Row, rows: dict[str, Row]) -> list[Row]:
         if row.launcher not in STAGES:
             raise UserError(f"configs/ablation/{row.name}.yaml: trains nothing; name a row that does in {key}")
         # What the two share would come in another order, and all that was trained would be trained anew.
-        for what in ("student", "consensus") if key == "best_of" else ("student",):
+        for what in ("student", "consensus", "labels") if key == "best_of" else ("student",):
             if getattr(its, what) != getattr(row, what):
                 raise UserError(
                     f"configs/ablation/{its.name}.yaml: {what} is {getattr(its, what)}, that of {key} {name} is "
@@ -250,14 +259,19 @@ def words(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: as_words(value) for key, value in settings.items()}
 
 
+def told(row: Row) -> dict[str, int]:
+    """What a row's consensus knows of the truth; a key of its own, so that other rows keep their hash."""
+    return {"labels": row.labels} if row.labels else {}
+
+
 def resolved(row: Row, sizes: Sizes, rows: dict[str, Row]) -> dict[str, Any]:
     """All that decides a row's numbers besides world, seed and code, as JSON."""
     if row.launcher == "compare":
         films = {"films": sizes._asdict(), "student": None, "consensus": row.consensus}
-        return films | {"variant": {}, "launcher": row.launcher, "training": {}}
+        return films | told(row) | {"variant": {}, "launcher": row.launcher, "training": {}}
     learn = read_config("learn", ROOT / PHANTOM_CONFIGS["learn"])
     # Keys of their own, so that other rows keep their hash.
-    own: dict[str, Any] = {"best_of": row.best_of} if row.best_of else {}
+    own: dict[str, Any] = told(row) | ({"best_of": row.best_of} if row.best_of else {})
     if row.student in LESSONS:
         own["lessons"] = LESSONS[row.student]
     if row.settings.get("num_train_epochs") == EQUAL_FLOPS:

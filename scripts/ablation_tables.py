@@ -117,15 +117,28 @@ def baselines(block: Block) -> dict[str, BySeed]:
                 found.setdefault(f"teacher {name}", {})[seed] = value
             consensus = dig(metrics, "consensus", "mean_accuracy")
             if consensus is not None and line["resolved"]["student"] is None:
-                found.setdefault(f"{CONSENSUS} {line['resolved']['consensus']}", {})[seed] = consensus
+                found.setdefault(consensus_name(line), {})[seed] = consensus
     return {name: values for name, values in found.items() if values}
 
 
 def compared_alone(found: Iterable[Block]) -> list[str]:
-    """The names in `baselines` of each consensus that was scored by itself, in the order of STRATEGIES."""
+    """The names in `baselines` of each consensus that was scored by itself, in the order of STRATEGIES, and one that
+    was told labels after the one that was not."""
     runs = [line for block in found for by_row in block.compared.values() for line in by_row.values()]
-    scored = {line["resolved"]["consensus"] for line in runs}
-    return [f"{CONSENSUS} {name}" for name in STRATEGIES if name in scored]
+    order = list(STRATEGIES)
+    keys = {(order.index(line["resolved"]["consensus"]), labels_of(line), consensus_name(line)) for line in runs}
+    return [name for _, _, name in sorted(keys)]
+
+
+def labels_of(line: Line) -> int:
+    """How many films' true findings the consensus of a line was told."""
+    return line["resolved"].get("labels", 0)
+
+
+def consensus_name(line: Line) -> str:
+    """ "consensus dawid_skene", "consensus dawid_skene, 20 labelled"."""
+    told = f", {labels_of(line)} labelled" if labels_of(line) else ""
+    return f"{CONSENSUS} {line['resolved']['consensus']}{told}"
 
 
 def learn_of(line: Line) -> str | None:
