@@ -36,13 +36,12 @@ from apo.consensus import (
     NEEDS_MODEL,
     ORDER,
     STRATEGIES,
-    TAKES_LABELS,
     Answer,
     SelfPrompt,
     self_prompt,
     study_rng,
 )
-from apo.labels import Labels, read_labels
+from apo.labels import Labels, read_labels, refuse_labels
 from data import checkpoints, manifest
 from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
 from data.files import append_jsonl, claimed, dump_line, read_jsonl, refuse_input, sha256_file, write_atomic
@@ -253,10 +252,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         )
     if args.compose != "plain" and args.strategy not in COMPOSES:
         raise UserError(f"--compose {args.compose}: {args.strategy} does not compose its text; leave it out")
-    if args.labels and args.strategy not in TAKES_LABELS:
-        raise UserError(f"--labels: {args.strategy} takes none; leave it out, or choose --strategy dawid_skene")
-    if args.label_limit and not args.labels:
-        raise UserError("--label-limit: there are no --labels to limit; give both, or leave it out")
+    refuse_labels(args)
     refuse_input(args.out, args.studies, *filter(None, [args.labels]))
     return args
 

@@ -1,10 +1,12 @@
 """What is known of a few films, for Compare: one `{"id", "findings"}` a line."""
 
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from apo.consensus import TAKES_LABELS
 from data.errors import Problems, UserError
 from data.files import read_jsonl
 from data.records import check_findings
@@ -16,6 +18,14 @@ ROW = 'write {"id": "...", "findings": {"Edema": {"state": "present"}}}'
 class Labels(NamedTuple):
     known: dict[str, dict[str, bool]]  # study id -> finding -> is it there
     left: Counter[str]  # why rows were not used -> how many
+
+
+def refuse_labels(args: Namespace) -> None:
+    """Raise UserError where --labels and --label-limit do not go with --strategy and each other."""
+    if args.labels and args.strategy not in TAKES_LABELS:
+        raise UserError(f"--labels: {args.strategy} takes none; leave it out, or choose --strategy dawid_skene")
+    if args.label_limit and not args.labels:
+        raise UserError("--label-limit: there are no --labels to limit; give both, or leave it out")
 
 
 def read_labels(path: Path, studies: Sequence[dict], limit: int | None = None) -> Labels:

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from apo.consensus import NEEDS_MODEL, STRATEGIES
+from apo.labels import read_labels, refuse_labels
 from data import checkpoints
-from data.errors import GOES_ON, UserError, run_cli
+from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
 from data.records import did_you_mean, read_studies
 from scripts import stages
 from scripts.stages import Command, module
@@ -68,6 +69,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("studies", type=Path, metavar="STUDIES.jsonl")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--strategy", default="dawid_skene")
+    parser.add_argument("--labels", type=Path)
+    parser.add_argument("--label-limit", type=int)
     parser.add_argument("--image-root", type=Path)
     parser.add_argument("--name", default="student")
     parser.add_argument("--base")
@@ -84,6 +87,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"--strategy {args.strategy}: {did_you_mean(args.strategy, STRATEGIES)}")
     if "=" in args.name:
         raise UserError(f"--name {args.name}: must not hold =")
+    refuse_below_one(args, "label_limit")
+    refuse_labels(args)
     args.studies, args.out = args.studies.absolute(), args.out.absolute()
     args.image_root = (args.image_root or args.studies.parent).absolute()
     return args
@@ -106,6 +111,12 @@ def passed_on(args: argparse.Namespace) -> list[str]:
         if getattr(args, name):
             options += [f"--{name.replace('_', '-')}", getattr(args, name)]
     return options
+
+
+def told(args: argparse.Namespace) -> list[object]:
+    """The words of apo.compare for labels."""
+    words = ["--labels", args.labels.absolute()] if args.labels else []
+    return words + (["--label-limit", args.label_limit] if args.label_limit else [])
 
 
 def statuses(studies: Iterable[dict], name: str) -> Counter[str]:
@@ -161,6 +172,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     kind = checkpoints.describe(args.checkpoint, args.base)["kind"]
     student = args.checkpoint.absolute()
     refuse_unfit(args.studies, args.name)
+    if args.labels:  # read before the student is asked
+        read_labels(args.labels, list(read_studies(args.studies)), args.label_limit)
     voice, made = args.out / "voice", args.out / "compare" / "studies.jsonl"
     heard, again = voice / "studies.jsonl", made.parent / "with-voice.jsonl"
     options, root = passed_on(args), args.image_root
@@ -168,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     overwrite = ["--overwrite"] if args.overwrite else []
     speak = voice_commands(student, args.studies, root, voice, args.name, [*options, *processes, *overwrite])
     # A text that fails must not hold up all others: such studies are counted below and set aside by Critique.
-    compare = [*options, *processes, "--allow-failures"] if args.strategy in NEEDS_MODEL else options
+    compare = [*options, *processes, "--allow-failures"] if args.strategy in NEEDS_MODEL else [*options, *told(args)]
     listen = compare_commands(student, heard, root, again, made, args.name, args.strategy, compare)
     stages.run_stage(args.out, CHAIN, "voice", speak, keep=True, careful=True)
     if not args.allow_unheard:

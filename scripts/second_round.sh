@@ -8,6 +8,7 @@
 #   STUDIES.jsonl      the study file that it was critiqued on
 #   --out DIR          DIR/compare/studies.jsonl is what Critique reads; the student's answers stay in DIR/voice
 #   --strategy NAME    of scripts/compare.sh                       (default: dawid_skene)
+#   --labels FILE      of scripts/compare.sh, for dawid_skene; with it --label-limit N
 #   --image-root DIR   what image paths are relative to            (default: the folder of the studies)
 #   --name NAME        of the student among the teachers           (default: student)
 #   --processes N      answers side by side, one process a GPU     (default: 1)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from apo import compare, student_engine
-from data import checkpoints
+from data import checkpoints, manifest
 from data.errors import UserError
 from data.files import claimed
 from data.records import read_studies
@@ -118,6 +118,31 @@ def test_input_is_left_as_it_was(studies):
 def test_split_limits_who_gets_one(studies):
     _, out = run(studies, "--strategy", "vote", "--split", "test", checkpoint="-")
     assert [r["id"] for r in load(out, studies.parent) if r.get("consensus")] == ["s3"]
+
+
+def test_labels_of_training_studies_are_used_and_told(studies, capsys):
+    labels = studies.with_name("labels.jsonl")
+    known = [{"id": f"s{n}", "findings": {"Edema": {"state": "present"}}} for n in (0, 1, 3)]
+    labels.write_text("".join(json.dumps(one) + "\n" for one in known))
+    flags = ("--strategy", "dawid_skene", "--labels", str(labels))
+    _, out = run(studies, *flags, checkpoint="-")
+    assert (
+        "labels: 2 films; not used: 1 of held-out studies; turned round: Edema; confirmed: none; "
+        "too few labels to tell: none" in capsys.readouterr().out
+    )
+    made = json.loads(manifest.sidecar(out).read_text())
+    assert str(labels) in json.dumps(made), "an input of the consensus"
+    run(studies, *flags, "--label-limit", "1", checkpoint="-")
+    assert "labels: 1 films; not used: 1 over --label-limit, 1 of held-out" in capsys.readouterr().out
+    for words, complaint in (
+        (("--strategy", "vote", "--labels", str(labels)), "--labels: vote takes none"),
+        (("--strategy", "dawid_skene", "--label-limit", "3"), "there are no --labels to limit"),
+        ((*flags, "--label-limit", "0"), "--label-limit 0: must be at least 1"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            run(studies, *words, checkpoint="-")
+    with pytest.raises(UserError, match="is the input file"):
+        compare.main(["-", str(studies), "--out", str(labels), *flags])
 
 
 def test_quote_form_is_passed_on(studies):

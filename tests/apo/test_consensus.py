@@ -707,3 +707,84 @@ def test_a_finding_that_was_turned_round_is_so_in_all_parts_and_told(monkeypatch
     (result,) = dawid_skene([study(["Edema. Left effusion."] * 2)])
     told = {label: entry.get("against_majority") for label, entry in result["audit"]["findings"].items()}
     assert told == {"Edema": True, "Pleural Effusion": None}
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def misled(rng, items=600):
+    """Votes of which most are wrong, and the truth: four teachers call it seldom where it is, and often where not."""
+    return simulate(rng, items, [0.9, 0.85, 0.2, 0.15, 0.2, 0.25], [0.9, 0.9, 0.3, 0.25, 0.2, 0.3], 0.35)
+
+
+def test_evidence_is_the_difference_of_two_likelihoods():
+    truth, votes = misled(np.random.default_rng(0), 40)
+    fit, told = fit_dawid_skene(votes), np.where(np.arange(40) < 3, truth, -1)
+
+    def by_hand(one):
+        total = 0.0
+        for item in range(3):
+            total += np.log(one.prevalence[told[item]])
+            total += sum(np.log(one.confusion[t, told[item], v]) for t, v in enumerate(votes[item]) if v >= 0)
+        return total
+
+    votes[1, 2] = -1  # one who does not vote says nothing
+    assert consensus.evidence(fit, votes, told) == pytest.approx(by_hand(fit) - by_hand(consensus.mirror(fit)))
+    assert consensus.evidence(fit, votes, np.full(40, -1)) == 0.0
+
+
+def test_labels_turn_a_finding_round_that_agreement_has_the_wrong_way():
+    truth, votes = misled(np.random.default_rng(1))
+    fits = {"Edema": fit_dawid_skene(votes), "Pneumonia": fit_dawid_skene(truth[:, None].repeat(3, 1).astype(np.int8))}
+    ballots = {"Edema": votes, "Pneumonia": truth[:, None].repeat(3, 1).astype(np.int8)}
+    assert ((fits["Edema"].posterior[:, 1] > 0.5) == truth).mean() < 0.2, "most are wrong, and agree"
+    told = np.where(np.arange(600) < 20, truth, -1)
+    turned, verdicts = consensus.orient_by_labels(fits, ballots, {"Edema": told, "Pneumonia": told, "Fracture": told})
+    assert verdicts == {"Edema": "turned", "Pneumonia": "kept"}
+    assert ((turned["Edema"].posterior[:, 1] > 0.5) == truth).mean() > 0.8
+    assert turned["Pneumonia"] is fits["Pneumonia"]
+    assert consensus.orient_by_labels(fits, ballots, {"Edema": np.full(600, -1)}) == (fits, {}), "nothing is known"
+
+
+def test_labels_that_hardly_speak_change_nothing(monkeypatch):
+    _, votes = misled(np.random.default_rng(2), 100)
+    fits = {"Edema": fit_dawid_skene(votes)}
+    for nats, verdict in ((-2.9, "undecided"), (-3.1, "turned"), (2.9, "undecided"), (3.1, "kept")):
+        monkeypatch.setattr(consensus, "evidence", lambda fit, votes, truth, nats=nats: nats)
+        found, verdicts = consensus.orient_by_labels(fits, {"Edema": votes}, {"Edema": np.zeros(100, np.int8)})
+        assert verdicts == {"Edema": verdict} and (found["Edema"] is fits["Edema"]) == (verdict != "turned")
+
+
+def test_what_labels_say_is_in_consensus_and_audit():
+    rng = np.random.default_rng(3)
+    truth, votes = misled(rng, 300)
+    films = [
+        study(["Edema." if v else "No edema." for v in row[:5]], name=f"s{n}") for n, row in enumerate(votes.tolist())
+    ]
+    labels = {f"s{n}": {"Edema": bool(truth[n])} for n in range(20)}
+
+    def right(results):
+        states = [r["audit"]["findings"]["Edema"]["state"] if r else "absent" for r in results]
+        return np.mean([(state == "present") == t for state, t in zip(states, truth, strict=True)])
+
+    free, told = dawid_skene(films), dawid_skene(films, labels=labels)
+    assert right(free) < 0.3 and right(told) > 0.7
+    told = list(filter(None, told))  # what nobody said is not stated
+    (entries,) = {tuple(r["audit"]["findings"]["Edema"].get(k) for k in ("labels", "against_majority")) for r in told}
+    assert entries == ("turned", True)
+    assert all("labels" not in r["audit"]["findings"]["Edema"] for r in free)
+    assert dawid_skene(films, labels={}) == free
+    films[0]["findings"] = {"Edema": {"state": "present"}}
+    assert dawid_skene(films) == free, "what a study itself says of the truth is never looked at"
+
+
+def test_labels_overrule_what_the_other_findings_say(monkeypatch):
+    """`orient` turned a finding that labels turn back: nothing was turned in the end, and the audit says so."""
+    truth, votes = simulate(np.random.default_rng(4), 200, [0.9] * 3, [0.9] * 3, 0.4)
+    films = [study(["Edema." if v else "No edema." for v in row], name=f"s{n}") for n, row in enumerate(votes.tolist())]
+    monkeypatch.setattr(
+        consensus, "orient", lambda fits, votes: ({"Edema": consensus.mirror(fits["Edema"])}, ["Edema"])
+    )
+    told = dawid_skene(films, labels={f"s{n}": {"Edema": bool(truth[n])} for n in range(10)})
+    entry = told[50]["audit"]["findings"]["Edema"]
+    assert entry["labels"] == "turned" and "against_majority" not in entry

@@ -156,6 +156,28 @@ def test_a_consensus_alone_needs_films_and_no_student(place):
         assert "--predictions" not in command and "--answers" not in command
 
 
+def test_labels_reach_every_consensus_of_a_row_and_no_other_row(place):
+    all_rows, commands = read_rows(), {}
+    for name in ("two_rounds_n1_labels", "compare_labels", "n1"):
+        run = Recorder()
+        ablate.run_row(place, all_rows[name], all_rows, run)
+        commands |= run.commands
+    told = ("compare-dawid_skene-labels-20", "two_rounds_n1_labels.compare", "compare_labels.compare")
+    for stage in told:
+        words = commands[stage][0]
+        assert (
+            flag(words, "--labels") == str(place.out / "cohort/studies.jsonl") and flag(words, "--label-limit") == "20"
+        )
+    (train,) = commands["n1_labels.train"]
+    variant = commands["n1_labels.variant"][0]
+    assert str(place.out / told[0] / "studies.jsonl") in variant and flag(train, "--dataset") == flag(variant, "--out")
+    others = [words for stage, each in commands.items() if stage not in told for words in each]
+    assert others and not any("--labels" in words for words in others)
+    head = ablate.head_of(place, all_rows["n1_labels"], all_rows)
+    assert head["resolved"]["labels"] == 20
+    assert "labels" not in ablate.head_of(place, all_rows["n1"], all_rows)["resolved"]
+
+
 def test_the_best_checkpoint_of_another_row_answers(place):
     run = Recorder()
     all_rows = read_rows()

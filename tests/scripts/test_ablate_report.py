@@ -5,10 +5,11 @@ import pytest
 from data.errors import UserError
 from data.files import append_jsonl
 from scripts import ablate_report
+from scripts.ablate import NAMED
 from scripts.ablate_report import ANEW, ANEW_MEANS, APART_MEANS, BEGIN, END, NOTHING, cell, fixed, main, replaced
 from scripts.ablation_figures import figures, sweep_points
 from scripts.ablation_rows import Sizes, digest, read_rows, resolved
-from scripts.ablation_tables import baselines, blocks, compare, mean_of, paired
+from scripts.ablation_tables import baselines, blocks, compare, compared_alone, mean_of, paired
 
 ROWS = read_rows()
 FULL = Sizes()
@@ -36,7 +37,7 @@ def line(row, seed, accuracy, *, world="published", best=0.7, sizes=FULL, **more
         "dirty": False,
         "made_by": [{"commit": "c" * 40, "dirty": False, "code": "x"}],
         "after": [],
-        "resolved": {k: config[k] for k in ("films", "student", "consensus", "variant", "launcher", "training")},
+        "resolved": {k: config[k] for k in NAMED if k in config},
         "metrics": metrics | more,
         "seconds": 100.0,
     }
@@ -350,6 +351,23 @@ def test_comparisons_take_the_seeds_of_all_terms_and_cohorts_of_full_size():
     found, _ = blocks(lines, ROWS)
     difference = compared_pairs(found)["second round minus first, looks"].difference
     assert difference.n == 3 and difference.value == pytest.approx(0.07 / 3)
+
+
+def test_a_consensus_that_was_told_labels_stands_beside_the_one_that_was_not(tmp_path):
+    rows = {"compare_labels": 0.92, "compare_vote": 0.6, "compare_dawid_skene": 0.7}
+    lines = [line(name, 0, number, consensus={"mean_accuracy": number}) for name, number in rows.items()]
+    lines.append(line("n1_labels", 1, 0.9, consensus={"mean_accuracy": 0.93}))
+    found, left = blocks(lines, ROWS)
+    assert left == 0 and compared_alone(found) == [
+        "consensus dawid_skene",
+        "consensus dawid_skene, 20 labelled",
+        "consensus vote",
+    ]
+    known = baselines(found[0])
+    assert known["consensus dawid_skene, 20 labelled"] == {0: 0.92, 1: 0.93}
+    assert known["consensus dawid_skene"] == {0: 0.7}
+    table = document(tmp_path / "a", lines).split("### Consensus by world")[1]
+    assert "| consensus dawid_skene | consensus dawid_skene, 20 labelled | consensus vote |" in table
 
 
 def test_a_second_round_gives_no_baseline_of_its_consensus():

@@ -47,8 +47,12 @@ def test_every_shipped_row_reads_and_opens_with_its_command():
     assert len(set(hashes.values())) == len(hashes), "two rows that are the same run"
 
 
-def test_only_the_oracle_looks_at_the_truth():
-    assert [name for name, row in read_rows().items() if row.consensus == "oracle"] == ["consensus_oracle"]
+def test_only_the_oracle_and_rows_that_say_so_look_at_the_truth():
+    rows = read_rows()
+    assert [name for name, row in rows.items() if row.consensus == "oracle"] == ["consensus_oracle"]
+    told = [name for name, row in rows.items() if row.labels]
+    assert told == ["compare_labels", "n1_labels", "two_rounds_n1_labels"]
+    assert all(f"{row.labels} " in row.question and "label" in row.question for row in map(rows.get, told))
 
 
 def test_settings_lie_over_the_phantom_config():
@@ -80,6 +84,9 @@ def test_settings_lie_over_the_phantom_config():
         ({"launcher": "compare", "best_of": "pl"}, "launcher compare has no student"),
         ({"launcher": "compare", "student": "taught"}, "launcher compare has no student"),
         ({"value": "x"}, "must be a number"),
+        ({"labels": 20}, "labels: a consensus of vote takes none"),
+        ({"labels": 0, "consensus": "dawid_skene"}, "labels 0; write a number from 1"),
+        ({"labels": "20", "consensus": "dawid_skene"}, "labels '20'; write a number from 1"),
         ({"best_of": "pl"}, "best_of takes another row's student; write launcher none"),
         ({"student": "clever"}, "write taught, plain, seeing"),
     ],

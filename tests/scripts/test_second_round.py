@@ -158,6 +158,10 @@ def test_options_reach_answers_and_consensus(world, tmp_path, monkeypatch):
     assert ran["compare"][0][4:6] == [str(student), str(tmp_path / "voice/studies.jsonl")]
     second_round.main([str(student), str(first), "--out", str(tmp_path), "--processes", "2"])
     assert "--processes" in ran["voice"][0] and "--processes" not in ran["compare"][0], "fitted on all studies together"
+    second_round.main([str(student), str(first), "--out", str(tmp_path), "--labels", str(first), "--label-limit", "5"])
+    words = ran["compare"][0]
+    assert words[words.index("--labels") + 1 :][:3] == [str(first), "--label-limit", "5"]
+    assert "--labels" not in ran["voice"][0]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +170,9 @@ def test_options_reach_answers_and_consensus(world, tmp_path, monkeypatch):
         (["--strategy", "votes"], "--strategy votes: did you mean 'vote'"),
         (["--name", "gpt-5-nano"], "trajectory of 'gpt-5-nano'; choose another --name"),
         (["--name", "a=b"], "--name a=b: must not hold ="),
+        (["--labels", "none.jsonl"], "none.jsonl: no such file"),
+        (["--labels", "x.jsonl", "--strategy", "self"], "--labels: self takes none"),
+        (["--label-limit", "3"], "no --labels to limit"),
     ],
 )
 def test_bad_words_are_refused_before_a_film_is_read(world, tmp_path, monkeypatch, words, message):

@@ -31,18 +31,30 @@ def test_scores_by_hand():
     votes = np.repeat(truth[:, None, :], 7, 1).astype(int)
     votes[5, 0, 4] = 1  # one teacher errs once; another refuses a scored film
     votes[4, 1, :] = -1
-    found = tilts.score(truth, votes, 4)
-    assert found == {"dawid_skene": 1.0, "worst finding": 1.0, "vote": 1.0, "best teacher": 1.0}
+    found = tilts.score(truth, votes, 4, [1])
+    assert set(found.values()) == {1.0}
     votes[:, :, 4] = 1 - truth[:, None, 4]  # all are wrong on the last finding
     votes[4, 1, :] = -1
-    found = tilts.score(truth, votes, 4)
+    found = tilts.score(truth, votes, 4, [1])
     assert found["vote"] == pytest.approx(0.8) and found["best teacher"] == pytest.approx(0.8)
-    low = {"dawid_skene": 0.5, "worst finding": 0.2, "vote": 0.4, "best teacher": 0.48}
-    high = {"dawid_skene": 0.95, "worst finding": 0.9, "vote": 0.8, "best teacher": 0.7}
+    low = {"dawid_skene": 0.5, "dawid_skene, worst finding": 0.2, "vote": 0.4, "best teacher": 0.48}
+    high = {"dawid_skene": 0.95, "dawid_skene, worst finding": 0.9, "vote": 0.8, "best teacher": 0.7}
+    low |= {"2 labels": 0.92, "2 labels, worst finding": 0.6}
+    high |= {"2 labels": 0.72, "2 labels, worst finding": 0.4}
     shares = tilts.summary([low, high])
     assert shares["dawid_skene above the best teacher"] == 1.0 and shares["dawid_skene above it by 5 points"] == 0.5
-    assert shares["dawid_skene at .90 or more"] == shares["a finding turned round"] == 0.5
+    assert shares["dawid_skene at .90 or more"] == shares["dawid_skene, a finding turned round"] == 0.5
+    assert shares["2 labels above the best teacher"] == 1.0 and shares["2 labels above it by 5 points"] == 0.5
+    assert shares["2 labels at .90 or more"] == shares["2 labels, a finding turned round"] == 0.5
+    assert shares["2 labels, median"] == pytest.approx(0.82)
     assert shares["vote above the best teacher"] == 0.5 and shares["dawid_skene, median"] == pytest.approx(0.725)
+
+
+def test_labels_turn_round_what_agreement_has_the_wrong_way():
+    truth = tilts.truths(600, 200, 0)
+    found = tilts.score(truth, tilts.vote(truth, dict.fromkeys(TEACHERS, -0.5), np.random.default_rng(0)), 200, [20])
+    assert found["dawid_skene, worst finding"] < 0.2 and found["dawid_skene"] < found["best teacher"]
+    assert found["20 labels, worst finding"] > 0.7 and found["20 labels"] > found["best teacher"] + 0.1
 
 
 def test_the_command_is_repeatable_and_refuses_what_is_no_number(tmp_path, capsys):
@@ -58,5 +70,7 @@ def test_the_command_is_repeatable_and_refuses_what_is_no_number(tmp_path, capsy
     assert capsys.readouterr().out == "", "before anything is computed"
     with pytest.raises(UserError, match="--splits 0"):
         tilts.main(["--splits", "0"])
+    with pytest.raises(UserError, match="--labels 61: must be from 1 to the 60 --films"):
+        tilts.main([*words, "--labels", "61"])
     with pytest.raises(UserError, match="--seed -1"):
         tilts.main(["--seed", "-1"])
