@@ -1,10 +1,11 @@
-"""The names of ms-swift's training arguments, known without importing ms-swift (which takes ten seconds or more).
+"""ms-swift's training arguments and what each takes, known without importing ms-swift (ten seconds or more).
 
     python -m scripts.arguments --write    # after changing the pinned versions: renew scripts/arguments.json
 
 The table is used only with the versions that it was made from; with any others ms-swift itself is asked.
 """
 
+import argparse
 import json
 import sys
 from functools import cache
@@ -18,6 +19,10 @@ TABLE = Path(__file__).with_suffix(".json")
 # Their dataclasses are what ms-swift's arguments inherit from.
 SOURCES = ("ms-swift", "transformers", "trl")
 
+# What an argument takes: "bool" (which may stand alone), "int", "float" or "word", with "+" for one or more; or one of
+# a list of choices.
+Kind = str | list[str]
+
 
 def installed_versions(packages: tuple[str, ...] = SOURCES) -> dict[str, str | None]:
     """Versions by distribution name, None for one that is not installed."""
@@ -30,31 +35,46 @@ def installed_versions(packages: tuple[str, ...] = SOURCES) -> dict[str, str | N
     return found
 
 
-def ask_swift() -> dict[str, list[str]]:
-    """Field names of ms-swift's argument classes, sorted: "learn" of `swift sft`, "critique" of `swift rlhf`."""
-    from dataclasses import fields
-
+def ask_swift() -> dict[str, dict[str, Kind]]:
+    """{stage: {argument: kind}}, sorted, by ms-swift's own parsers: "learn" `swift sft`, "critique" `swift rlhf`."""
     from swift.arguments import RLHFArguments, SftArguments
+    from transformers import HfArgumentParser
+    from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
-    classes = {"learn": SftArguments, "critique": RLHFArguments}
-    return {stage: sorted(f.name for f in fields(kind) if f.init) for stage, kind in classes.items()}
+    # Plain words to the parser, refused when the trainer is made.
+    late = {"lr_scheduler_type": SchedulerType, "eval_strategy": IntervalStrategy}
+    late = {name: [choice.value for choice in choices] for name, choices in late.items()}
+    found = {}
+    for stage, arguments in (("learn", SftArguments), ("critique", RLHFArguments)):
+        # nargs 0: --help, and --no_NAME beside a --NAME that is true by default.
+        actions = [action for action in HfArgumentParser([arguments])._actions if action.nargs != 0]
+        found[stage] = {action.dest: _kind(action) for action in sorted(actions, key=lambda action: action.dest)} | late
+    return found
+
+
+def _kind(action: argparse.Action) -> Kind:
+    from transformers.hf_argparser import string_to_bool
+
+    if action.choices:
+        return [str(choice) for choice in action.choices]
+    word = {string_to_bool: "bool", int: "int", float: "float"}.get(action.type, "word")
+    return f"{word}+" if action.nargs == "+" else word
 
 
 @cache
-def known_arguments(stage: str) -> frozenset[str]:
-    """Names that `swift sft` (stage "learn") or `swift rlhf` (stage "critique") accepts."""
+def known_arguments(stage: str) -> dict[str, Kind]:
+    """What `swift sft` (stage "learn") or `swift rlhf` (stage "critique") accepts, and what each argument takes."""
     table = json.loads(TABLE.read_text(encoding="utf-8"))
-    names = table["names"] if table["versions"] == installed_versions() else ask_swift()
-    return frozenset(names[stage])
+    return (table["arguments"] if table["versions"] == installed_versions() else ask_swift())[stage]
 
 
 def main() -> None:
     if sys.argv[1:] != ["--write"]:
         print(__doc__)
         return
-    table = {"versions": installed_versions(), "names": ask_swift()}
+    table = {"versions": installed_versions(), "arguments": ask_swift()}
     write_atomic(TABLE, json.dumps(table, indent=1) + "\n")
-    print(f"{TABLE}: {', '.join(f'{stage} {len(names)}' for stage, names in table['names'].items())} names")
+    print(f"{TABLE}: {', '.join(f'{stage} {len(names)}' for stage, names in table['arguments'].items())}")
 
 
 if __name__ == "__main__":

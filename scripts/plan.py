@@ -16,7 +16,7 @@ from apo.options import check_model_kwargs
 from apo.refusals import STUDY_LOSSES, refuse_critique_settings, refuse_settings, refuse_sliding_config
 from data import checkpoints
 from data.errors import UserError
-from scripts.ranges import check_ranges
+from scripts.ranges import check_values
 from scripts.settings import SCRIPTS, Command, Value, as_bool, as_count, as_list, merge, read_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,7 +69,7 @@ def resolve(stage: str, command: Command) -> Plan:
     config = command.config or ROOT / DEFAULT_CONFIGS[stage]
     written = read_config(stage, config)
     settings = merge(written, command.flags, str(config))
-    check_ranges(settings, command.flags, config)
+    check_values(stage, settings, command.flags, config)
     for name in ("model", "dataset", "output_dir"):
         if not settings.get(name):
             raise UserError(f"{config}: no {name}; write it there or pass --{name}")

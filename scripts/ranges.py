@@ -1,7 +1,8 @@
-"""Which numbers the settings of a training run may take, checked before anything is loaded.
+"""Which values the settings of a training run may take, checked before anything is loaded.
 
-ms-swift and torch take most impossible numbers without a word (a learning rate of NaN trains into nothing) or fail on
-them when the model is loaded.
+ms-swift's parser refuses a value of another kind, but only minutes later, after the data was read and torch loaded. It
+and torch take most impossible numbers without a word (a learning rate of NaN trains into nothing) or fail on them when
+the model is loaded.
 """
 
 import math
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import Problems
-from scripts.settings import Value
+from scripts.settings import Value, as_list, value_problem
 
 
 class Range(NamedTuple):
@@ -66,15 +67,22 @@ RANGES = {
 }
 
 
-def check_ranges(settings: dict[str, Value], flags: dict[str, Value], config: Path) -> None:
-    """Raise UserError that lists every number outside its range; `flags` and `config` are where settings come from."""
+def check_values(stage: str, settings: dict[str, Value], flags: dict[str, Value], config: Path) -> None:
+    """Raise UserError that lists every number outside its range and every value of another kind than its setting's.
+
+    Args:
+        flags, config: where settings come from.
+    """
     problems = Problems(config)
     for name, value in settings.items():
         where = f"--{name}" if name in flags else f"{config}: {name}"
+        where = " ".join([where, *as_list(value)])
         if name in RANGES and not _fits(value, RANGES[name]):
-            problems.add(f"{where} {value}: must be {RANGES[name]}")
-        if name == "max_steps" and value != "-1" and not _fits(value, COUNT):
-            problems.add(f"{where} {value}: must be {COUNT}, or -1 for as many as num_train_epochs says")
+            problems.add(f"{where}: must be {RANGES[name]}")
+        elif name == "max_steps" and value != "-1" and not _fits(value, COUNT):
+            problems.add(f"{where}: must be {COUNT}, or -1 for as many as num_train_epochs says")
+        elif problem := value_problem(stage, name, value):
+            problems.add(f"{where}: {problem}")
     problems.refuse()
 
 

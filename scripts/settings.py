@@ -12,24 +12,32 @@ from pathlib import Path
 import yaml
 
 from data.errors import Problems, UserError
-from scripts.arguments import known_arguments
+from data.records import did_you_mean
+from scripts.arguments import Kind, known_arguments
 
 SCRIPTS = {"learn": "SFT-Qwen2.5.sh", "critique": "APO-Qwen2.5.sh"}
 
-# Keys of ours beside ms-swift's. The `on_*` keys are the options of data/rows.py for studies that give no row.
-PROJECT_KEYS = {
-    "learn": ("image_root", "effective_batch_size", "check_images", "allow_outside", "overlong", "share_prefix"),
-    "critique": (
-        "image_root",
-        "effective_batch_size",
-        "check_images",
-        "allow_outside",
-        "overlong",
-        "on_missing_consensus",
-        "on_missing_negative",
-        "on_identical",
-    ),
+# Keys of ours beside ms-swift's, and what they take. The `on_*` keys are the options of data/rows.py for studies that
+# give no row.
+BOTH: dict[str, Kind] = {
+    "image_root": "word",
+    "effective_batch_size": "int",
+    "check_images": "bool",
+    "allow_outside": "bool",
+    "overlong": ["error", "drop"],
 }
+PROJECT_KEYS: dict[str, dict[str, Kind]] = {
+    "learn": BOTH | {"share_prefix": "bool"},
+    "critique": BOTH
+    | {
+        "on_missing_consensus": ["error", "drop"],
+        "on_missing_negative": ["error", "drop"],
+        "on_identical": ["error", "drop-negative"],
+    },
+}
+# What ms-swift's parser takes for true or false.
+TRUTH = ("true", "false", "yes", "no", "t", "f", "y", "n", "1", "0")
+NOUNS = {"bool": "true or false", "int": "a whole number", "float": "a number"}
 
 Value = str | list[str]
 
@@ -46,8 +54,9 @@ class Command:
 def parse_command(stage: str, argv: list[str]) -> Command:
     """Read `[CONFIG.yaml] [--flag value ...] [--dry-run]`; `--flag=value` and lists (`--flag a b`) too.
 
-    A flag without a value means true, as for ms-swift. Of a flag given twice the last one counts. Raises UserError for
-    an unknown flag ("did you mean") and for a word that belongs to no flag.
+    A flag that is true or false may stand alone and means true, as for ms-swift. Of a flag given twice the last one
+    counts. Raises UserError for an unknown flag ("did you mean"), for any other without a value, and for a word that
+    belongs to no flag.
     """
     command = Command()
     usage = f"write: bash {SCRIPTS[stage]} [CONFIG.yaml] [--flag value ...] [--dry-run]"
@@ -70,11 +79,17 @@ def parse_command(stage: str, argv: list[str]) -> Command:
             command.dry_run = True
             continue
         name = name.replace("-", "_")
-        if name.startswith("no_") and name[3:] in _names(stage) and not values:
+        kinds = _kinds(stage)
+        if name.startswith("no_") and kinds.get(name[3:]) == "bool" and not values:
             name, values = name[3:], ["false"]
         problem = name_problem(stage, name)
         if problem:
             raise UserError(f"unknown flag --{name}; {problem}")
+        if not values and kinds[name] != "bool":
+            raise UserError(f"--{name} needs a value")
+        late = [value for value in values if Path(value).suffix in (".yaml", ".yml")]
+        if late and (len(values) > 1 or kinds[name] not in ("word", "word+")):
+            raise UserError(f"--{name} {' '.join(values)}: a configuration stands before all flags; {usage}")
         command.flags[name] = "true" if not values else values[0] if len(values) == 1 else values
     return command
 
@@ -174,6 +189,32 @@ def name_problem(stage: str, name: str) -> str | None:
     return f"known are the arguments of `swift {method} --help` and {', '.join(PROJECT_KEYS[stage])}"
 
 
+def value_problem(stage: str, name: str, value: Value) -> str | None:
+    """Why ms-swift would not take `value` for a known setting, with a remedy; None when it would."""
+    kind, values = _kinds(stage)[name], as_list(value)
+    if not values:
+        return "needs a value; leave it out otherwise"
+    if isinstance(kind, list):
+        wrong = [word for word in values if word not in kind]
+        remedy = f"must be {' or '.join(kind)}" if len(kind) < 3 else wrong and did_you_mean(wrong[0], kind)
+    else:
+        wrong = [word for word in values if not _is(kind.removesuffix("+"), word)]
+        remedy = f"must be {NOUNS.get(kind.removesuffix('+'))}"
+    if wrong:
+        return remedy
+    return None if len(values) == 1 or str(kind).endswith("+") else "takes one value"
+
+
+def _is(kind: str, word: str) -> bool:
+    if kind == "bool":
+        return word.lower() in TRUTH
+    try:
+        {"int": int, "float": float}.get(kind, str)(word)
+    except ValueError:
+        return False
+    return True
+
+
 def as_words(value: object) -> Value:
     """A YAML value as the words of a command line: true/false, JSON for a mapping, a list for a list."""
     if isinstance(value, bool):
@@ -210,5 +251,9 @@ def as_count(settings: dict[str, Value], name: str, default: int) -> int:
     return int(value)
 
 
+def _kinds(stage: str) -> dict[str, Kind]:
+    return {**known_arguments(stage), **PROJECT_KEYS[stage]}
+
+
 def _names(stage: str) -> frozenset[str]:
-    return known_arguments(stage) | set(PROJECT_KEYS[stage])
+    return frozenset(_kinds(stage))

@@ -83,6 +83,15 @@ def test_numbers(name, value, range_, world, monkeypatch):
         (["--use_cpu", "perhaps"], "use_cpu perhaps: must be true or false"),
         (["--check_images", "all"], "check_images all: must be true or false"),
         (["--on_identical", "drop"], "on_identical drop: must be error or drop-negative"),
+        (["--overlong", "no"], "--overlong no: must be error or drop"),
+        (["--gradient_checkpointing", "maybe"], "--gradient_checkpointing maybe: must be true or false"),
+        (["--fp16", "maybe"], "--fp16 maybe: must be true or false"),
+        (["--torch_dtype", "float23"], "--torch_dtype float23: did you mean 'float32'"),
+        (["--lr_scheduler_type", "cosin"], "--lr_scheduler_type cosin: did you mean 'cosine'"),
+        (["--eval_strategy", "never"], "--eval_strategy never: use one of no, steps, epoch"),
+        (["--logging_steps", "0.5"], "--logging_steps 0.5: must be a whole number"),
+        (["--router_aux_loss_coef", "much"], "--router_aux_loss_coef much: must be a number"),
+        (["--system", "two", "words"], "--system two words: takes one value"),
         (["--model_kwargs", "{"], "model_kwargs: Expecting"),
         (["--model_kwargs", '{"apo_chunk_size": 0}'], "apo_chunk_size='0': expected a positive number"),
         (["--model_kwargs", '{"apo_chunk_size": "nan"}'], "apo_chunk_size='nan'"),
@@ -114,6 +123,14 @@ def test_a_port_that_is_taken_and_one_that_is_none(world, monkeypatch):
         refused(world, monkeypatch, ["train", "apo", world.config()], r"MASTER_PORT \d+: cannot be used .*leave it out")
     monkeypatch.setenv("MASTER_PORT", "99999999")
     refused(world, monkeypatch, ["train", "apo", world.config()], "must be a port from 1 to 65535")
+
+
+def test_every_value_of_another_kind_is_named_at_once(world, monkeypatch):
+    path = world.config(save_strategy="epochs", modules_to_save=[], warmup_ratio=2)
+    for words in (["train", "apo", path], ["doctor", path]):
+        refused(world, monkeypatch, words, "save_strategy epochs: did you mean 'epoch'")
+        refused(world, monkeypatch, words, "modules_to_save: needs a value; leave it out otherwise")
+        refused(world, monkeypatch, words, "warmup_ratio 2: must be a number of at least 0 and at most 1")
 
 
 KEY = "sk-canary-0123456789abcdef"

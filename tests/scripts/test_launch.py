@@ -243,6 +243,10 @@ def test_stock_losses_are_those_of_the_installed_versions():
         (["sft", "--dry-run", "yes"], r"takes no value"),
         (["train"], r"sft\|apo"),
         (["sft", "none.yaml"], r"none.yaml: cannot be read"),
+        (["sft", "--learning_rate", "--seed", "1"], r"^--learning_rate needs a value$"),
+        (["sft", "--no_learning_rate"], r"unknown flag --no_learning_rate"),
+        (["sft", "--seed", "1", "my.yaml"], r"^--seed 1 my.yaml: a configuration stands before all flags; write: bash"),
+        (["sft", "--lazy_tokenize", "my.yaml"], r"my.yaml: a configuration stands before all flags"),
         (["sft", "--add_version", "true"], r"add_version"),
         (["apo", PHANTOM["apo"], "--model_kwargs", '{"apo_layot": "rows"}'], r"did you mean apo_layout"),
         (["apo", PHANTOM["apo"], "--model_kwargs", "[1]"], r"JSON object"),
@@ -289,7 +293,7 @@ def test_table_of_arguments_is_of_the_installed_versions():
     """If this fails the pinned versions have changed: python -m scripts.arguments --write."""
     table = json.loads(arguments.TABLE.read_text())
     assert table["versions"] == arguments.installed_versions()
-    assert table["names"] == arguments.ask_swift()
+    assert table["arguments"] == arguments.ask_swift()
 
 
 # ---- processes and batch
