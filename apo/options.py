@@ -84,15 +84,15 @@ PARSERS = {
 }
 
 
-def check_model_kwargs(model_kwargs: Mapping[str, object]) -> None:
-    """Check the `apo_*` keys of a `model_kwargs` mapping before any process starts.
+def check_model_kwargs(model_kwargs: Mapping[str, object]) -> Options:
+    """Check the `apo_*` keys of a `model_kwargs` mapping before any process starts; what they resolve to.
 
     Keys without the prefix belong to ms-swift (`max_pixels`, ...) and pass.
 
     Raises:
         ValueError: an unknown option (with the nearest known name) or a value outside its set.
     """
-    resolve({key.upper(): str(value) for key, value in model_kwargs.items() if key.upper().startswith(PREFIX)})
+    return resolve({key.upper(): str(value) for key, value in model_kwargs.items() if key.upper().startswith(PREFIX)})
 
 
 def resolve(environ: Mapping[str, str] | None = None) -> Options:

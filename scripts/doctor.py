@@ -23,6 +23,7 @@ from scripts.plan import (
     MODEL_TYPES,
     STAGES,
     Plan,
+    apo_options,
     check_adapters,
     check_model,
     check_resume,
@@ -109,7 +110,7 @@ def before(job: str, out: Path) -> None:
 
 
 def _surroundings(report: Report, plan: Plan) -> None:
-    """Plugin, template, DeepSpeed, port, output folder."""
+    """Plugin, template, DeepSpeed, port, places to write."""
     settings = plan.settings
     for path in as_list(settings.get("external_plugins")):
         if not Path(path).is_file():
@@ -124,6 +125,8 @@ def _surroundings(report: Report, plan: Plan) -> None:
     if first and (port := plan.environment.get("MASTER_PORT")):
         report.errors.extend(filter(None, [machine.port_problem(port)]))
     report.errors.extend(filter(None, [machine.write_problem("output_dir", plan.output_dir)]))
+    if plan.stage == "critique" and (cache := apo_options(settings).cache_dir):
+        report.errors.extend(filter(None, [machine.write_problem("apo_cache_dir", Path(cache).expanduser())]))
 
 
 def _samples(report: Report, plan: Plan) -> list[sampling.Sample]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apo.options import check_model_kwargs
+from apo.options import Options, check_model_kwargs
 from apo.refusals import STUDY_LOSSES, refuse_critique_settings, refuse_settings, refuse_sliding_config
 from data import checkpoints
 from data.errors import UserError
@@ -207,7 +207,7 @@ def _fixed_flags(plan: Plan) -> None:
             plan.notes.append("reference = the stage-one adapter (--ref_adapters set to --adapters)")
     for name, value in defaults.items():
         settings.setdefault(name, value)
-    _apo_options(settings)
+    apo_options(settings)
     if plan.groups:
         _refuse(refuse_settings, settings)
         if plan.stage == "critique":
@@ -221,16 +221,15 @@ def _fixed_flags(plan: Plan) -> None:
         plan.notes.append("strict false: ms-swift replaces rows that it cannot encode by random others")
 
 
-def _apo_options(settings: dict[str, Value]) -> dict[str, object]:
+def apo_options(settings: dict[str, Value]) -> Options:
     """The `apo_*` options in `model_kwargs`, checked."""
     try:
         given = json.loads(str(settings.get("model_kwargs", "{}")))
         if not isinstance(given, dict):
             raise ValueError("must be a JSON object")
-        check_model_kwargs(given)
+        return check_model_kwargs(given)
     except ValueError as error:
         raise UserError(f"model_kwargs: {error}") from None
-    return given
 
 
 def _refuse(check: Callable[[Mapping], None], given: Mapping, where: str = "") -> None:
@@ -241,6 +240,13 @@ def _refuse(check: Callable[[Mapping], None], given: Mapping, where: str = "") -
         raise UserError(f"{where}{error}") from None
 
 
+def like_a_hub_name(name: str) -> bool:
+    """Whether a model or dataset that is not on disk may be OWNER/NAME on a hub: no path, and no folder OWNER here."""
+    path = Path(name).expanduser()
+    local = name.startswith((".", "~", "/")) or path.suffix in (".jsonl", ".json", ".csv") or path.parent.exists()
+    return name.count("/") == 1 and not local
+
+
 def check_model(plan: Plan, dry_run: bool) -> None:
     """Refuse a path that is no full checkpoint; tell ms-swift what a local one is. A hub name passes."""
     settings, model = plan.settings, str(plan.settings["model"])
@@ -248,7 +254,7 @@ def check_model(plan: Plan, dry_run: bool) -> None:
     if not path.exists():
         if dry_run:
             return
-        if model.count("/") != 1 or model.startswith((".", "~", "/")) or path.parent.exists():
+        if not like_a_hub_name(model):
             before = "" if plan.stage == "learn" else "; train it first: bash SFT-Qwen2.5.sh"
             raise UserError(f"model {model}: no such folder, and no hub name like Qwen/Qwen2.5-VL-7B-Instruct{before}")
         return
@@ -262,7 +268,7 @@ def check_model(plan: Plan, dry_run: bool) -> None:
     if info["model_type"] not in MODEL_TYPES:
         found = f"model_type {info['model_type']}" if info["model_type"] else "its config.json names no model_type"
         raise UserError(f"model {model}: {found}: this project trains {', '.join(MODEL_TYPES)}; pass such a model")
-    if plan.groups and _apo_options(settings).get("apo_layout") != "rows":
+    if plan.groups and apo_options(settings).layout != "rows":
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         _refuse(refuse_sliding_config, config, f"model {model}: ")
     settings["model"] = str(path.resolve())

@@ -9,7 +9,7 @@ from data.errors import UserError
 from data.files import read_jsonl
 from data.records import did_you_mean
 from scripts.lengths import Kept, check_lengths, keep_fitting
-from scripts.plan import Plan
+from scripts.plan import Plan, like_a_hub_name
 from scripts.settings import PROJECT_KEYS, as_bool, as_count, as_list
 
 KIND = {"learn": "sft", "critique": "apo"}
@@ -219,10 +219,6 @@ def _one_dataset(plan: Plan, entry: str, kind, split: str, number: int, options:
     if path not in plan.datasets:
         plan.datasets.append(path)
     return f"{target}{sharp}{sample}"
-
-
-def like_a_hub_name(name: str) -> bool:
-    return Path(name).suffix not in (".jsonl", ".json", ".csv") and name.count("/") == 1
 
 
 def refuse_missing(name: str) -> None:
