@@ -44,7 +44,8 @@ def number(name: str, kind=int, most: float = math.inf):
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m apo.plan", description=__doc__.split("\n")[0])
-    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="default: the published settings")
+    config_help = "without one: the published settings, of --model-size"
+    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml", help=config_help)
     parser.add_argument("--model-size", help=f"{'|'.join(shapes.RELEASED)}: shapes of a released Qwen2.5-VL")
     for flag, kind, default, most, text in (
         ("--gpus", int, 2, math.inf, "GPUs of the run"),
@@ -88,10 +89,7 @@ def resolve_model(settings: dict, config: Path | None, size: str | None) -> tupl
 
 def read_training(path: Path) -> dict:
     """The settings of a configuration of Learn or Critique. Raises UserError as read_config, and for one of Collect."""
-    stage = stage_of(path)
-    if stage == "collect":
-        raise UserError(f"{path}: asks teachers and trains nothing; give a training configuration of configs/")
-    return read_config(stage, path)
+    return read_config(stage_of(path), path)
 
 
 def zero_stage(settings: dict) -> int:

@@ -3,8 +3,8 @@
     python -m scripts.doctor [CONFIG.yaml ...] [--stage sft|apo] [--json] [--flag value ...]
 
 CONFIG.yaml is a configuration of Learn, Critique or Collect (configs/); flags are those of the launchers and win over
-the files. Without one only the machine is looked at. The launchers make the same checks first. Nothing is written and
-no GPU is needed; the memory estimate at the end loads transformers, everything before does not.
+the files of trainings. Without one only the machine is looked at. The launchers make the same checks first. Nothing is
+written and no GPU is needed; the memory estimate at the end loads transformers, everything before does not.
 
 Exit status: 0 nothing in the way (notes are advice), 2 at least one error.
 """
@@ -251,7 +251,10 @@ def examine_config(path: Path, stage: str | None, flags: list[str]) -> tuple[str
     """(its stage, every finding) of one configuration under the flags."""
     stage = stage or stage_of(path)
     if stage == "collect":
-        return stage, examine_collect(path)
+        found = examine_collect(path)
+        if flags:
+            found.errors.append(f"{flags[0]}: is read by trainings alone; write what a collection needs into {path}")
+        return stage, found
     report = new_report()
     command = attempt(report, parse_command, stage, [str(path), *flags])
     plan = command and attempt(report, resolve, stage, command)

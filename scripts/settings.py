@@ -35,6 +35,11 @@ PROJECT_KEYS: dict[str, dict[str, Kind]] = {
         "on_identical": ["error", "drop-negative"],
     },
 }
+# By a key that no training has: what a file is that trains nothing by itself, and who reads it.
+OTHER_FILES = {
+    "teachers": "asks teachers and trains nothing; bash scripts/collect.sh reads it",
+    "launcher": "is a row of the ablation matrix; bash scripts/ablate.sh reads it",
+}
 # What ms-swift's parser takes for true or false.
 TRUTH = ("true", "false", "yes", "no", "t", "f", "y", "n", "1", "0")
 NOUNS = {"bool": "true or false", "int": "a whole number", "float": "a number"}
@@ -98,7 +103,7 @@ def read_config(stage: str, path: Path) -> dict[str, Value]:
     """The settings of a YAML file, without the keys whose value is null.
 
     Raises UserError "FILE:LINE: ..." for a file that cannot be read or holds no setting (the defaults would be
-    ms-swift's, not ours), and for every key that is unknown or stands twice.
+    ms-swift's, not ours), for one of Collect or of the ablation, and for every key that is unknown or stands twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -118,6 +123,9 @@ def read_config(stage: str, path: Path) -> dict[str, Value]:
         raise UserError(f"{where}: not YAML ({getattr(error, 'problem', error)})") from None
     if loaded is not None and not isinstance(loaded, dict):
         raise UserError(f"{path}: must hold `key: value` lines")
+    for key, what in OTHER_FILES.items():
+        if key in (loaded or {}):
+            raise UserError(f"{path}: {what}")
     seen: dict[str, int] = {}
     problems = Problems(path)
     for key, _ in root.value if loaded else ():

@@ -15,6 +15,8 @@ TEXT = {
     "nothing": ("# nothing\n", "train.yaml: holds no setting; copy one of configs/"),
     "a tab": ("model:\n\t- x\n", "not YAML"),
     "a date": ("model: 2024-13-45\n", "not YAML that can be read"),
+    "a row of the ablation": ("question: q\nlauncher: apo\n", "train.yaml: is a row of the ablation .*ablate.sh reads"),
+    "a collection": ("studies: s.jsonl\nteachers: []\n", "train.yaml: asks teachers .*collect.sh reads it"),
     "a Python object": ("model: !!python/object/apply:os.system ['touch pwned']\n", "not YAML"),
     "twice": ("beta: 1\nbeta: 2\n", r"train.yaml:2: key beta stands twice \(line 1 too\); keep one"),
     "deep": ("a: " + "[" * 2000 + "]" * 2000 + "\n", "not YAML that can be read|unknown key"),
@@ -25,6 +27,7 @@ TEXT = {
 def test_training_yaml(name, world, monkeypatch):
     text, message = TEXT[name]
     refused(world, monkeypatch, ["train", "apo", world.config(text)], message)
+    refused(world, monkeypatch, ["doctor", world.config(text), "--stage", "apo"], message)
     assert not (world.folder / "pwned").exists()
 
 
@@ -177,6 +180,10 @@ def test_collect(name, world, monkeypatch):
         refused(world, monkeypatch, ["collect", world.collect(**changes)], message)
     if "text" not in changes:  # the doctor tells a collection by its keys
         refused(world, monkeypatch, ["doctor", world.collect(**changes)], message)
+
+
+def test_flags_are_for_trainings_alone(world, monkeypatch):
+    refused(world, monkeypatch, ["doctor", world.collect(), "--limit", "3"], "--limit: is read by trainings alone")
 
 
 def test_no_key_is_shown(world, monkeypatch):
