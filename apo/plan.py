@@ -88,7 +88,7 @@ def resolve_model(settings: dict, config: Path | None, size: str | None) -> tupl
 
 
 def read_training(path: Path) -> dict:
-    """The settings of a configuration of Learn or Critique. Raises UserError as read_config, and for one of Collect."""
+    """The settings of a configuration of Learn or Critique. Raises UserError as read_config."""
     return read_config(stage_of(path), path)
 
 

@@ -180,7 +180,8 @@ def _estimate(report: Report, plan: Plan, samples: list[sampling.Sample], memory
                 )
     needed = estimate.disk_bytes(plan, samples, found["steps"], found["epochs"], one)
     found["disk_gib"] = round(needed / machine.GIB, 3)
-    full = machine.disk_problem("output_dir", plan.output_dir, needed, "checkpoints and rows")
+    fewer = "keep fewer checkpoints (--save_total_limit)"
+    full = machine.disk_problem("output_dir", plan.output_dir, needed, "checkpoints and rows", fewer)
     report.errors.extend(filter(None, [full]))
 
 

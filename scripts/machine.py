@@ -116,14 +116,14 @@ def write_problem(name: str, folder: Path) -> str | None:
     return None
 
 
-def disk_problem(name: str, folder: Path, needed: float, what: str) -> str | None:
-    """Why `needed` bytes of `what` do not fit where `folder` is or will be, or None."""
+def disk_problem(name: str, folder: Path, needed: float, what: str, remedy: str = "") -> str | None:
+    """Why `needed` bytes of `what` do not fit where `folder` is or will be, or None; `remedy`: one more to choose."""
     free = shutil.disk_usage(existing(folder)).free
     if free >= needed + LEAST_FREE:
         return None
     return (
         f"{name} {folder}: {free / GIB:.1f} GiB free, about {(needed + LEAST_FREE) / GIB:.1f} GiB needed ({what}); "
-        "make room, choose another disk, or keep fewer checkpoints (--save_total_limit)"
+        f"make room, {'choose another disk, or ' if remedy else 'or choose another disk'}{remedy}"
     )
 
 

@@ -109,6 +109,12 @@ def test_disk_that_is_too_small(world, monkeypatch, without_planner):  # noqa: F
     assert "2.8 GiB free, about 5.8 GiB needed (checkpoints and rows)" in error and "--save_total_limit" in error
 
 
+def test_a_full_disk_of_a_job_without_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20, total=0, used=0))
+    with pytest.raises(UserError, match=r"--out .*needed \(answers and records\); make room, or choose another disk$"):
+        doctor.before("compare", tmp_path / "out.jsonl")
+
+
 def test_disk_follows_the_strategy_of_saving():
     def checkpoints(**settings):
         return estimate.disk_bytes(SimpleNamespace(settings=settings), [], 4000, 9.5, 1.0)
