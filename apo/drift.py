@@ -32,6 +32,7 @@ from data.files import sha256_file, write_atomic
 from data.findings import LABELS, SIDELESS, Claim, read_findings, summarise
 from data.processes import process_pool
 from data.records import read_studies, root_of
+from scripts.machine import write_problem
 
 SCHEMA = "drift/1"
 CONSENSUS = ""  # stands for the consensus among the teachers' names; no teacher can be called so
@@ -640,8 +641,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: must be at least {least}")
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out {args.out}: is a file; name a folder")
+    if problem := write_problem("--out", args.out):
+        raise UserError(problem)
     return args
 
 

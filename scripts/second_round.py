@@ -85,8 +85,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.strategy not in STRATEGIES:
         raise UserError(f"--strategy {args.strategy}: {did_you_mean(args.strategy, STRATEGIES)}")
-    if "=" in args.name:
-        raise UserError(f"--name {args.name}: must not hold =")
+    if not args.name.strip() or "=" in args.name:
+        raise UserError(f"--name {args.name}: must not hold =, nor be empty")
     refuse_below_one(args, "label_limit")
     refuse_labels(args)
     args.studies, args.out = args.studies.absolute(), args.out.absolute()

@@ -20,6 +20,7 @@ from data.errors import UserError, run_cli
 from data.files import read_jsonl
 from data.findings import is_refusal
 from data.records import write_studies
+from scripts.machine import write_problem
 from scripts.stages import module
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,16 +139,18 @@ def describe_rows(path: Path) -> float:
     return sum(math.log(n + 1) for n in sizes[:2]) / 2
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="bash scripts/trial.sh", description=__doc__.split("\n")[0])
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "trial")
     parser.add_argument("--films", type=int)
     parser.add_argument("--steps", type=int, default=3)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.steps < 1 or (args.films is not None and args.films < 8):
         raise UserError("--steps must be at least 1 and --films at least 8")
     out = args.out.resolve()
+    if problem := write_problem("--out", out):
+        raise UserError(problem)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty; remove it or choose another --out")
     studies = trial_studies(args.data_root, args.films)

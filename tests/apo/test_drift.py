@@ -459,10 +459,12 @@ def test_bad_input(tmp_path, rows, flags, complaint):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_a_file_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(drift, "run", lambda *_, **__: pytest.fail("the studies were read"))
     path = write(tmp_path / "studies.jsonl", [hostile()])
-    with pytest.raises(UserError, match="is a file; name a folder"):
-        drift.main([str(path), "--out", str(path)])
+    for out in (path, path / "drift"):
+        with pytest.raises(UserError, match=f"--out {out}: {path} is not a folder; choose another"):
+            drift.main([str(path), "--out", str(out)])
 
 
 @pytest.mark.slow

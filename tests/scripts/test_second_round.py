@@ -169,8 +169,9 @@ def test_options_reach_answers_and_consensus(world, tmp_path, monkeypatch):
     [
         (["--strategy", "votes"], "--strategy votes: did you mean 'vote'"),
         (["--name", "gpt-5-nano"], "trajectory of 'gpt-5-nano'; choose another --name"),
-        (["--name", "a=b"], "--name a=b: must not hold ="),
-        (["--labels", "none.jsonl"], "none.jsonl: no such file"),
+        (["--name", "a=b"], "--name a=b: must not hold =, nor be empty"),
+        (["--name", ""], "--name : must not hold =, nor be empty"),
+        (["--labels", "none.jsonl"], "none.jsonl: cannot be read"),
         (["--labels", "x.jsonl", "--strategy", "self"], "--labels: self takes none"),
         (["--label-limit", "3"], "no --labels to limit"),
     ],

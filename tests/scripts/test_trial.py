@@ -9,7 +9,7 @@ from PIL import Image
 
 from data.errors import UserError
 from data.records import read_studies, write_studies
-from scripts.trial import describe_rows, trial_studies
+from scripts.trial import describe_rows, main, trial_studies
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -64,6 +64,13 @@ def test_real_films_and_trajectories(tmp_path):
 def test_missing_data_is_named(tmp_path):
     with pytest.raises(UserError, match=r"trajectories\.jsonl: not there"):
         trial_studies(tmp_path, None)
+
+
+@pytest.mark.parametrize("out", ["file", "file/trial"])
+def test_a_place_where_nothing_can_be_written_is_refused_first(tmp_path, out):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"--out {tmp_path / out}: {tmp_path / 'file'} is not a folder"):
+        main(["--data-root", str(tmp_path), "--out", str(tmp_path / out)])
 
 
 def test_expected_first_loss(tmp_path, capsys):
