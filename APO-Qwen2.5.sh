@@ -25,8 +25,10 @@
 # Every argument of `swift rlhf` is a flag, and a key of the YAML; flags win. `--loss_type sigmoid --rpo_alpha 0` runs stock DPO,
 # which takes only ms-swift rows with `rejected_response`; DPO on study records is `--loss_type pairwise --rpo_alpha 0`.
 # `dataset` takes study records with a consensus (scripts/compare.sh writes them) or ms-swift rows with
-# `negative_messages`. Studies that give no row: --on_missing_consensus drop, --on_missing_negative drop,
-# --on_identical drop-negative; that are too long: --overlong drop. Environment: NPROC_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT.
+# `negative_messages`. Of this project: --image_root DIR; for studies that give no row --on_missing_consensus drop,
+# --on_missing_negative drop, --on_identical drop-negative; for those that are too long --overlong drop (named and counted);
+# --check_images true (decodes every film first), --allow_outside true; configs/README.md has them all.
+# Environment: NPROC_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, CUDA_VISIBLE_DEVICES.
 #
 # Result: OUTPUT_DIR/checkpoint-N and OUTPUT_DIR/launch.json (what was run, on what).
 # Go on:  --resume_from_checkpoint OUTPUT_DIR/checkpoint-N, or `last`: the newest whole one there, step 0 if there is none
@@ -34,6 +36,6 @@
 
 set -euo pipefail
 # shellcheck source=scripts/env.sh
-. "$(dirname -- "${BASH_SOURCE[0]}")/scripts/env.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/scripts/env.sh"
 # -P: a folder of the caller's named `scripts` or `data` must not be taken for ours.
 exec "$PYTHON" -P -m scripts.launch apo "$@"

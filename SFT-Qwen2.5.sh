@@ -16,6 +16,9 @@
 #
 # Every argument of `swift sft` is a flag, and a key of the YAML; flags win. `dataset` takes study records (data/README.md:
 # one row for each trajectory of the split "train"; "validate" becomes the validation set) or ms-swift rows.
+# Of this project: --image_root DIR, --share_prefix true (a row is a study: film and prompt once, then its trajectories),
+# --overlong drop (rows over max_length are left out, named and counted), --check_images true (decodes every film first),
+# --allow_outside true; configs/README.md has them all.
 # Environment: NPROC_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, CUDA_VISIBLE_DEVICES.
 #
 # Result: OUTPUT_DIR/checkpoint-N and OUTPUT_DIR/launch.json (what was run, on what).
@@ -25,6 +28,6 @@
 
 set -euo pipefail
 # shellcheck source=scripts/env.sh
-. "$(dirname -- "${BASH_SOURCE[0]}")/scripts/env.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/scripts/env.sh"
 # -P: a folder of the caller's named `scripts` or `data` must not be taken for ours.
 exec "$PYTHON" -P -m scripts.launch sft "$@"

@@ -9,7 +9,9 @@
 #   --ledger FILE  one line for each finished run   (default: docs/results/phantom.jsonl; with --smoke DIR/ledger.jsonl)
 #   --train N, --validate N, --test N    films a split (default: 1500, 60, 400)
 #   --processes N  processes of a row's own training (default: 2; with 1, another command with other seeds may run beside
-#                  it); what rows share, Learn too, is trained by two in any case, so that all rows of a seed start alike
+#                  it)
+#   --shared-processes N   of what rows share, Learn too, whatever --processes is, so that all rows of a seed start alike
+#                  (default: 2); keep to those that a seed was begun with
 #   --list         what is done and what is left; runs nothing
 #   --smoke        a few films and steps, to see that a row runs; its numbers mean nothing
 #
@@ -18,5 +20,5 @@
 # repeated. A row that fails is reported with its log, the others go on, and the exit status is 1 at the end.
 set -euo pipefail
 # shellcheck source=scripts/env.sh
-. "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/env.sh"
 exec "$PYTHON" -P -m scripts.ablate "$@"

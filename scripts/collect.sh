@@ -5,5 +5,5 @@
 # The same command goes on where an interrupted run stopped. configs/collect_example.yaml explains the config.
 set -euo pipefail
 # shellcheck source=scripts/env.sh
-. "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/env.sh"
 exec "$PYTHON" -P -m data.collect "$@"

@@ -9,5 +9,5 @@
 # All options: bash scripts/compare.sh --help
 set -euo pipefail
 # shellcheck source=scripts/env.sh
-. "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/env.sh"
 exec "$PYTHON" -P -m apo.compare "$@"

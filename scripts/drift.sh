@@ -14,5 +14,5 @@
 # The page needs no network. It shows films and texts: keep it where the studies may be kept.
 set -euo pipefail
 # shellcheck source=scripts/env.sh
-. "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/env.sh"
 exec "$PYTHON" -P -m apo.drift "$@"

@@ -2,7 +2,8 @@
 # Sourced by every launcher: `. scripts/env.sh`. Chooses the Python and makes the repository importable from any process,
 # ms-swift's torchrun workers included. Sets AD_ROOT, PYTHON and PYTHONPATH; does not change the working directory.
 
-AD_ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
+# Here and in every script links are followed: it may be called by one from another folder.
+AD_ROOT="$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.." && pwd)"
 
 if [[ -n "${VIRTUAL_ENV:-}" && -x "$VIRTUAL_ENV/bin/python" ]]; then
     PYTHON="$VIRTUAL_ENV/bin/python"

@@ -45,7 +45,7 @@ fail() {
 }
 
 # shellcheck source=scripts/signals.sh
-. "$(dirname -- "${BASH_SOURCE[0]}")/signals.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/signals.sh"
 
 [[ $# -gt 0 ]] || { usage >&2; exit 2; }
 # With --benchmark everything but --gpus goes to eval.run.
@@ -66,7 +66,7 @@ if [[ $on_benchmarks ]]; then
     done
     [[ $gpus =~ ^[1-9][0-9]*$ ]] || fail "--gpus $gpus: must be a whole number from 1"
     # shellcheck source=scripts/env.sh
-    . "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
+    . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/env.sh"
     [[ $gpus -gt 1 ]] || exec "$PYTHON" -P -m eval.run "${words[@]}"
     for word in "${words[@]}"; do
         case $word in --shard | --shard=* | --predictions | --predictions=*) fail "--gpus and ${word%%=*}: give one" ;; esac
@@ -122,7 +122,7 @@ done
 [[ $name && $name != *=* ]] || fail "--name $name: must not hold =, nor be empty"
 
 # shellcheck source=scripts/env.sh
-. "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/env.sh"
 
 score_with=("$PYTHON" -P -m eval.phantom --studies "$studies" --predictions "$name=$out/predictions.jsonl"
     --out "$out/results.json" "${both[@]}" "${score[@]}")

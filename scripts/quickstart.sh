@@ -19,7 +19,7 @@ set -euo pipefail
 OUT="" SEED=0 SECOND="" SMOKE=""
 while [[ $# -gt 0 ]]; do
     case $1 in
-        -h | --help) sed -n '2,/^set -euo/p' "$0" | sed '$d; s/^# \{0,1\}//'; exit 0 ;;
+        -h | --help) sed -n '2,/^set -euo/p' "${BASH_SOURCE[0]}" | sed '$d; s/^# \{0,1\}//'; exit 0 ;;
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
         --second-round) SECOND=1; shift ;;
         --smoke) SMOKE=1; shift ;;
@@ -33,7 +33,7 @@ while [[ $# -gt 0 ]]; do
 done
 [[ $SEED =~ ^[0-9]+$ ]] || { echo "error: --seed $SEED: must be a whole number from 0" >&2; exit 2; }
 [[ -z $OUT ]] || OUT=$(realpath -m -- "$OUT") # relative to where the command was typed
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 OUT=${OUT:-$PWD/runs/$([[ $SMOKE ]] && echo smoke || echo quickstart)}
 
 # The environment: an active virtual environment is taken as it is; otherwise .venv, made and filled at the first run.

@@ -9,7 +9,7 @@
 # mimic-report-findings --data-root DIR --set clinical=chexbert,radgraph. Each metric downloads its weights at the first
 # use from the Hugging Face Hub (GREEN: 14 GB, Llama 2 licence). Run again, it returns at once. Needs Python 3.11 or 3.12.
 set -euo pipefail
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 
 die() {
     echo "error: $*" >&2

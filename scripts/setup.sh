@@ -9,7 +9,7 @@
 # Run again, it returns at once unless a requirements file has changed. Needs Python 3.11 or 3.12.
 
 set -euo pipefail
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 
 die() {
     echo "error: $*" >&2

@@ -7,7 +7,10 @@
 # Installs what it needs first (scripts/setup.sh --test). CPU only.
 
 set -euo pipefail
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+case "${1:-}" in
+    -h | --help) sed -n '2,/^set -euo/p' "${BASH_SOURCE[0]}" | sed '$d; s/^# \{0,1\}//'; exit 0 ;;
+esac
+cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 
 bash scripts/setup.sh --test
 # shellcheck source=scripts/env.sh

@@ -14,5 +14,5 @@
 # or printed. About 10 minutes on two cores.
 set -euo pipefail
 # shellcheck source=scripts/env.sh
-. "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/env.sh"
 exec "$PYTHON" -P -m scripts.trial "$@"

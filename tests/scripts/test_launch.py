@@ -955,6 +955,23 @@ def test_shell_launchers(tmp_path):
         assert f"bash {script}" in done.stdout
 
 
+def test_shell_scripts_find_their_checkout_through_a_link(tmp_path):
+    link = tmp_path / "apo"
+    link.symlink_to(ROOT / "APO-Qwen2.5.sh")
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
+    done = subprocess.run(["bash", str(link), "-h"], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0 and done.stdout.startswith("Critique:"), done.stderr
+    for script in (*ROOT.glob("*.sh"), *(ROOT / "scripts").glob("*.sh")):
+        places = re.findall(r"dirname -- .*BASH_SOURCE.*", script.read_text())
+        assert all('"$(readlink -f -- "${BASH_SOURCE[0]}")"' in place for place in places), script
+
+
+def test_help_of_the_tests_runs_none():
+    done = subprocess.run(["bash", str(ROOT / "scripts/test.sh"), "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("Everything that must hold")
+    assert "PYTEST ARGUMENT" in done.stdout and "set -" not in done.stdout
+
+
 def test_launchers_read_utf_8_in_any_locale():
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     ask = '. scripts/env.sh; "$PYTHON" -c "import locale; print(locale.getpreferredencoding())"'
