@@ -73,10 +73,14 @@ def refuse_settings(settings: Mapping[str, object]) -> None:
     _refuse(ALLOWED, settings)
 
 
-def refuse_critique_settings(settings: Mapping[str, object]) -> None:
-    """Refuse what would let the reference move, or would have no effect in a Critique; else as `refuse_settings`."""
+def refuse_critique_settings(settings: Mapping[str, object], *, reference_free: bool = False) -> None:
+    """Refuse what would let the reference move, or would have no effect in a Critique; else as `refuse_settings`.
+
+    Args:
+        reference_free: no reference is asked, so that none can move (`apo_reference_free`).
+    """
     _refuse(ALLOWED_IN_CRITIQUE, settings)
-    if not settings.get("ref_model"):
+    if not reference_free and not settings.get("ref_model"):
         _refuse(ALLOWED_WITHOUT_REF_MODEL, settings)
 
 

@@ -10,6 +10,7 @@ import shlex
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from apo.options import Options, check_model_kwargs
@@ -207,11 +208,11 @@ def _fixed_flags(plan: Plan) -> None:
             plan.notes.append("reference = the stage-one adapter (--ref_adapters set to --adapters)")
     for name, value in defaults.items():
         settings.setdefault(name, value)
-    apo_options(settings)
+    options = apo_options(settings)
     if plan.groups:
         _refuse(refuse_settings, settings)
         if plan.stage == "critique":
-            _refuse(refuse_critique_settings, settings)
+            _refuse(partial(refuse_critique_settings, reference_free=options.reference_free), settings)
     plugin = str(ROOT / "apo" / "plugin.py")
     # An absolute path: ms-swift stores it in the checkpoint and loads it again from any folder.
     settings["external_plugins"] = [plugin, *(p for p in as_list(settings.get("external_plugins")) if p != plugin)]

@@ -768,6 +768,13 @@ def test_what_would_move_the_reference_is_refused(model, studies, tmp_path, ran,
     assert not ran
 
 
+def test_without_a_reference_any_tuner_may_train(model, studies, tmp_path, ran):
+    free = ["--model_kwargs", '{"apo_reference_free": true}', "--tuner_type", "lora_llm"]
+    assert run("apo", model, studies, tmp_path / "o", *free) == 0 and ran
+    with pytest.raises(UserError, match="neftune"):
+        run("apo", model, studies, tmp_path / "p", *free, "--neftune_noise_alpha", "5")
+
+
 def test_resuming_full_tuning_loads_the_checkpoints_weights(model, studies, tmp_path, ran, capsys):
     """transformers alone would go on with the first weights, see plan.resume_weights; tests/scripts/test_runs.py."""
     saved = checkpoint(tmp_path / "o/checkpoint-20", model)
