@@ -5,8 +5,9 @@
 
 A stage is finished when DIR/.stages/NAME.json says so, its outputs are there, and its fingerprint is unchanged: the
 command, the contents of every .yaml, .yml or .json file outside DIR that the command names, and the marker of the stage
-before it in the chain (so whatever reruns makes all that follows rerun). Program code is not part of it: after editing
-it, choose another --out or delete what the stage made.
+before it in the chain (so whatever reruns makes all that follows rerun). DIR and the checkout may be moved: what lies
+in them is named from there. Program code is not part of it: after editing it, choose another --out or delete what the
+stage made.
 
 Outputs (default: DIR/NAME) are cleared before a run, and only if an earlier run of this stage made them; anything else
 that stands in their place is left alone and reported. With --keep, an interrupted stage with the same fingerprint goes
@@ -20,6 +21,7 @@ an interruption included (not those before a kill -9).
 import argparse
 import hashlib
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -27,7 +29,8 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 from data.errors import GOES_ON, UserError, run_cli  # noqa: E402
 from data.files import exclusive, write_atomic  # noqa: E402
@@ -57,18 +60,32 @@ def split_commands(words: list[str]) -> list[list[str]]:
     return commands
 
 
-def fingerprint(commands: list[list[str]], upstream: dict | None, out: Path) -> str:
-    """Hex digest of the commands, the contents of the config files they name, and the marker of the stage before.
+def fingerprints(commands: list[list[str]], upstream: dict | None, out: Path) -> tuple[str, str]:
+    """Hex digests of the commands, the contents of the config files they name, and the marker of the stage before.
 
-    Files below `out` are what stages make: the chain of markers stands for them.
+    The first is what markers get: `out` and the checkout may be moved. The second is that of older markers, with paths
+    as they stand. Files below `out` are what stages make: the chain of markers stands for them.
     """
-    digest = hashlib.sha256(json.dumps(commands).encode())
+    files = _contents(commands, out) + json.dumps(upstream, sort_keys=True).encode()
+    moved = [[_from_folders(word, out) for word in command] for command in commands]
+    first, second = (hashlib.sha256(json.dumps(words).encode() + files).hexdigest() for words in (moved, commands))
+    return first, second
+
+
+def _from_folders(word: str, out: Path) -> str:
+    for name, folder in (("$OUT", out), ("$ROOT", ROOT)):
+        word = re.sub(rf"(?<![\w./-]){re.escape(str(folder))}(?![\w.-])", name, word)
+    return word
+
+
+def _contents(commands: list[list[str]], out: Path) -> bytes:
+    """Of the config files that the commands name outside `out`."""
+    found = b""
     for word in (word for command in commands for word in command):
         path = Path(word)
         if path.suffix in CONFIGS and path.is_file() and not path.resolve().is_relative_to(out.resolve()):
-            digest.update(path.read_bytes())
-    digest.update(json.dumps(upstream, sort_keys=True).encode())
-    return digest.hexdigest()
+            found += path.read_bytes()
+    return found
 
 
 def run_stage(
@@ -111,22 +128,23 @@ def run_stage(
             if not upstream or upstream["state"] != "done":
                 raise UserError(f"stage {name}: {chain[number - 1]} before it is not finished; run the stages in order")
         marker = read_marker(out, name)
-        now = fingerprint(commands, upstream, out)
+        now = fingerprints(commands, upstream, out)
+        same = bool(marker and marker["fingerprint"] in now)
         missing = [o for o in outputs if not (out / o).exists()]
-        if marker and marker["state"] == "done" and marker["fingerprint"] == now and not missing:
+        if marker and marker["state"] == "done" and same and not missing:
             print(f"{title}: finished before, {marker['seconds']:.0f} s; not repeated", flush=True)
             return False
-        resume = bool(keep and marker and marker["state"] == "running" and marker["fingerprint"] == now)
+        resume = bool(keep and marker and marker["state"] == "running" and same)
         if resume:
             print(f"{title}: was interrupted, goes on", flush=True)
         elif marker:
-            print(f"{title}: runs again, {reason(marker, now, missing)}", flush=True)
+            print(f"{title}: runs again, {reason(marker, same, missing)}", flush=True)
         if not resume and not (careful and marker):
             clear(out, name, outputs, owned=marker["outputs"] if marker else [])
         later = [stage for stage in chain[number + 1 :] if read_marker(out, stage)]
         if later:
             print(f"{title}: {', '.join(later)} will follow anew", flush=True)
-        record = {"state": "running", "stage": name, "fingerprint": now, "outputs": outputs, "commands": commands}
+        record = {"state": "running", "stage": name, "fingerprint": now[0], "outputs": outputs, "commands": commands}
         if made_by is not None:
             before = makers(marker) if resume and marker else []
             record["made_by"] = before if before[-1:] == [made_by] else [*before, made_by]
@@ -165,9 +183,9 @@ def makers(marker: dict) -> list[dict | None]:
     return marker.get("made_by") or [None]
 
 
-def reason(marker: dict, now: str, missing: list[str]) -> str:
-    """Why a stage with this marker is not finished and does not go on; `now` is its fingerprint."""
-    if marker["fingerprint"] != now:
+def reason(marker: dict, same: bool, missing: list[str]) -> str:
+    """Why a stage with this marker is not finished and does not go on; `same`: its fingerprint is unchanged."""
+    if not same:
         return "its settings or an earlier stage changed"
     return f"{missing[0]} is missing" if marker["state"] == "done" else "it was interrupted"
 

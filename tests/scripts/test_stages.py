@@ -1,5 +1,7 @@
 """Stages of the quickstart and the ablation matrix: once each, and after an interruption on from where they were."""
 
+import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -96,3 +98,38 @@ def test_an_out_that_is_a_file_is_refused(tmp_path):
     assert done.returncode == 2 and done.stderr == (
         f"error: --out {tmp_path / 'out'}: {tmp_path / 'out'} is not a folder; choose another\n"
     )
+
+
+def two_stages(out, text="x"):
+    """Which of two stages ran."""
+    chain = ["one", "two"]
+    script = f'mkdir -p {out}/NAME; echo \'{{"cache": "{out}/cache"}}\' {text} > {out}/NAME/file'
+    return [name for name in chain if stages.run_stage(out, chain, name, [["sh", "-c", script.replace("NAME", name)]])]
+
+
+def test_a_folder_that_was_moved_is_recognised(tmp_path):
+    assert two_stages(tmp_path / "before") == ["one", "two"]
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert two_stages(tmp_path / "after") == []
+    assert two_stages(tmp_path / "after", "y") == ["one", "two"]
+
+
+def test_markers_with_paths_as_they_stand_are_recognised(tmp_path):
+    upstream = None
+    two_stages(tmp_path)
+    for name in ("one", "two"):
+        path = tmp_path / f".stages/{name}.json"
+        marker = json.loads(path.read_text())
+        text = json.dumps(marker["commands"]) + json.dumps(upstream, sort_keys=True)
+        upstream = marker | {"fingerprint": hashlib.sha256(text.encode()).hexdigest()}
+        assert upstream["fingerprint"] != marker["fingerprint"]
+        path.write_text(json.dumps(upstream))
+    assert two_stages(tmp_path) == []
+
+
+@pytest.mark.parametrize("word", ["{out}-2/studies.jsonl", "{out}.jsonl", "/elsewhere{out}/studies.jsonl"])
+def test_other_places_are_not_taken_for_the_folder(tmp_path, word):
+    one, two = (
+        stages.fingerprints([["cat", word.format(out=out)]], None, out) for out in (tmp_path / "a", tmp_path / "b")
+    )
+    assert one[0] != two[0]
