@@ -9,26 +9,44 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from data.charts import BOTTOM, COLOURS, RIGHT, TOP, WIDTH, Point, closed, draw_lines, grid, number, opening, tick
+from data.charts import (
+    BOTTOM,
+    LARGEST,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Point,
+    closed,
+    draw_lines,
+    drawable,
+    grid,
+    look,
+    number,
+    opening,
+    tick,
+)
 from data.findings import read_findings
 from eval.presence import FIVE, Reading
 
 MAX_POINTS = 400
+LETTER = 6.5  # pixels that a letter of a tick takes at most, on average
 
 
 def line_chart(series: Sequence[tuple[str, Sequence[Point]]], *, title: str, x_label: str = "step") -> Markup | None:
-    """An SVG line chart with legend; None when no series has a finite point.
+    """An SVG line chart with legend; None when no series has a point to draw.
 
     Args:
-        series: (name, [(x, y), ...]) each, x a whole number; points that are not finite are left out.
+        series: (name, [(x, y), ...]) each, x a whole number; a y that is not `drawable` leaves a gap, and is counted in
+            the legend.
     """
-    lines = [(name, [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])]) for name, points in series]
     # ms-swift evaluates twice at a last step that ends an epoch: one point a step, the later one.
-    lines = [(name, thin(sorted(dict(points).items()))) for name, points in lines if points]
-    if not lines:
-        return None
+    whole = [(name, sorted(dict(points).items())) for name, points in series if points]
+    gone = [sum(not drawable(y) for _, y in points) for _, points in whole]
+    lines = [(name, thin(points)) for name, points in whole]
     xs = [x for _, points in lines for x, _ in points]
-    ys = [y for _, points in lines for _, y in points]
+    ys = [y for _, points in lines for _, y in points if drawable(y)]
+    if not ys:
+        return None
     x0, x1 = min(xs), max(max(xs), min(xs) + 1e-9)
     return draw_lines(
         lines,
@@ -37,7 +55,11 @@ def line_chart(series: Sequence[tuple[str, Sequence[Point]]], *, title: str, x_l
         x_range=(x0, x1),
         x_ticks=[x for x in ticks(x0, max(xs), 6) if x0 <= x <= x1 and abs(x - round(x)) < 1e-9],
         y_ticks=ticks(min(ys), max(ys), 5),
-        notes=[f"last {number(points[-1][1])}" for _, points in lines],
+        notes=[
+            f"last {number(points[-1][1])}"
+            + (f"; {lost} of {len(points)} not drawn: not finite, or beyond {LARGEST:g}" if lost else "")
+            for (_, points), lost in zip(whole, gone, strict=True)
+        ],
     )
 
 
@@ -50,7 +72,7 @@ def thin(points: list[Point]) -> list[Point]:
 
 def ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers that enclose [low, high], about `count` of them."""
-    if high - low < 1e-12:
+    if high - low < 1e-12 * max(1, abs(low), abs(high)):
         pad = abs(high) * 0.1 or 1.0
         low, high = low - pad, high + pad
     raw = (high - low) / count
@@ -121,13 +143,14 @@ def interval_chart(
     """Dots with their intervals, a line for each label and series; None when there is nothing to draw.
 
     Args:
-        series: (name, [(label, value, low, high), ...]) each; at most six series have a colour of their own.
+        series: (name, [(label, value, low, high), ...]) each. A label that needs more than half of the width is cut.
     """
-    points = [p for _, one in series for p in one if all(map(math.isfinite, p[1:]))]
+    points = [p for _, one in series for p in one if all(map(drawable, p[1:]))]
     if not points:
         return None
     labels = list(dict.fromkeys(p[0] for p in points))
-    left, gap = 150, 12
+    left, gap = min(max(150, round(LETTER * max(map(len, labels))) + 14), WIDTH), 12
+    room = int((left - 14) / LETTER)
     step = gap * len(series) + 12
     height = TOP + step * len(labels) + BOTTOM
     x_ticks = ticks(min(p[2] for p in points), max(p[3] for p in points), 6)
@@ -142,10 +165,10 @@ def interval_chart(
         out.append(tick(at(x), height - BOTTOM + 15, number(x)))
     for row, label in enumerate(labels):
         y = TOP + step * row + step / 2
-        out.append(tick(left - 8, y + 4, label, "end"))
+        out.append(tick(left - 8, y + 4, label if len(label) <= room else f"{label[: room - 1]}…", "end"))
         for i, (name, one) in enumerate(series):
-            for _, value, low, high in (p for p in one if p[0] == label and all(map(math.isfinite, p[1:]))):
-                py, colour = y + (i - (len(series) - 1) / 2) * gap, f"s{i % COLOURS}"
+            for _, value, low, high in (p for p in one if p[0] == label and all(map(drawable, p[1:]))):
+                py, colour = y + (i - (len(series) - 1) / 2) * gap, look(i)
                 said = f"{html.escape(name)}, {html.escape(label)}: {value:.3f} ({low:.3f} to {high:.3f})"
                 out.append(
                     f'<line class="line {colour}" x1="{at(low):.1f}" y1="{py:.1f}" x2="{at(high):.1f}" y2="{py:.1f}"/>'

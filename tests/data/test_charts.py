@@ -1,6 +1,9 @@
+import math
 import re
+from pathlib import Path
 
-from data.charts import BOTTOM, HEIGHT, RIGHT, TOP, WIDTH, closed, draw_lines, number, opening, tick
+from data import pages
+from data.charts import BOTTOM, HEIGHT, RIGHT, TOP, WIDTH, closed, draw_lines, look, number, opening, tick
 
 
 def chart(lines, **more):
@@ -29,13 +32,21 @@ def test_a_line_of_one_point_is_a_dot():
     assert svg.count("<polyline") == 1 and '<polyline class="line s1"' in svg
 
 
+def test_what_is_no_number_leaves_a_gap():
+    svg = chart([("a", [(0, 0.0), (2, 1.0), (4, math.nan), (5, 0.5), (6, math.inf), (8, -1e308), (9, 1.0), (10, 0.0)])])
+    assert svg.count("<polyline") == 2 and svg.count("<circle") == 1 and "nan" not in svg and "inf" not in svg
+
+
 def test_the_legend_has_a_key_and_a_note_for_each_series():
     names = [f"n{i}" for i in range(8)]
     svg = closed([opening(9, 9, "t")], names, [f"last {i}" for i in range(8)])
     assert re.findall(r"</svg>(n\d) <small>\((last \d)\)</small></span>", svg) == [
         (f"n{i}", f"last {i}") for i in range(8)
     ]
-    assert re.findall(r'class="line s(\d)"', svg) == [str(i % 6) for i in range(8)], "six colours, then again"
+    looks = re.findall(r'class="line ([^"]+)"', svg)
+    assert looks == [*(f"s{i}" for i in range(6)), "s0 d1", "s1 d1"], "six colours, then again with dashes"
+    style = (Path(pages.__file__).parent / "page.css").read_text()
+    assert len({look(i) for i in range(24)}) == 24 and all(f".line.d{i} {{" in style for i in (1, 2, 3))
     assert "<small>" not in closed([opening(9, 9, "t")], names)
 
 
@@ -45,11 +56,12 @@ def test_words_are_escaped():
 
 
 def test_numbers_are_short():
-    assert [number(x) for x in (0, -1e-300, 0.15000000000000002, 12345.6, 1e-9)] == [
+    assert [number(x) for x in (0, -1e-300, 0.15000000000000002, 12345.6, 1e-9, -1e99)] == [
         "0",
         "-1e-300",
         "0.15",
         "12346",
         "1e-09",
+        "-1e+99",
     ]
     assert number(-0.0) == "0"
