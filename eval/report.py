@@ -10,15 +10,17 @@ Nothing is loaded from elsewhere: films are embedded, charts are inline SVG, and
 
 import argparse
 import json
+import math
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data import pages
-from data.errors import UserError, run_cli
-from data.files import read_jsonl, write_atomic
+from data.errors import UserError, refuse_negative, run_cli
+from data.files import refuse_input, sha256_file, write_atomic
 from data.images import decode_problem, file_problem
-from data.records import image_paths, read_studies, root_of
+from data.records import did_you_mean, image_paths, read_studies, root_of
 from eval import charts, phantom, presence
 from eval.presence import FIVE
 
@@ -37,19 +39,43 @@ CURVES = {
 
 
 def read_log(path) -> list[dict]:
-    """The step rows of an ms-swift logging.jsonl as [{"step": int, key: float, ...}]; [] when there is no such file.
+    """The step rows of an ms-swift logging.jsonl as [{"step": int, key: float, ...}]; [] for None.
 
-    Rows without "global_step/max_steps" (the summary at the end) and values that are no numbers are left out.
+    Rows without "global_step/max_steps" (the summary at the end) and values that are no numbers are left out. NaN and
+    Infinity, which are no JSON but what ms-swift logs of a run that diverged, are read as such.
+
+    Raises:
+        UserError: the file is missing, or a line other than a torn last one is not JSON.
     """
-    if path is None or not Path(path).is_file():
+    if path is None:
         return []
+    try:
+        lines = Path(path).read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); name the logging.jsonl of the run, or leave it out"
+        ) from None
     rows = []
-    for _, row in read_jsonl(path, torn="drop"):
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            if line.endswith(b"\n"):
+                raise UserError(f"{path}:{number}: is not JSON; name the logging.jsonl of the run") from None
+            print(f"note: {path}:{number}: last line cut off by an interruption; left out", file=sys.stderr)
+            break
         step = str(row.get("global_step/max_steps", "")).partition("/")[0] if isinstance(row, dict) else ""
-        if step.isdigit():
-            numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        if step.isdecimal():
+            numbers = {k: _float(v) for k, v in row.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
             rows.append({"step": int(step), **numbers})
     return rows
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return math.inf
 
 
 def curves(stage: str, rows: Sequence[dict]) -> list[dict]:
@@ -139,6 +165,25 @@ def read_results(path) -> dict:
     return results
 
 
+def refuse_other_studies(path, results: dict) -> None:
+    """UserError when a file is not the studies that `results` scored, byte for byte."""
+    scored = results["studies"]
+    if sha256_file(path) != scored["sha256"]:
+        raise UserError(
+            f"{path}: is not the file that was scored ({scored['file']}, sha256 {scored['sha256'][:16]}); name that "
+            "one, or score this with python -m eval.phantom"
+        )
+
+
+def refuse_unscored(flag: str, names: Iterable[str], rows: Iterable[str]) -> None:
+    """UserError for the first name of NAME=FILE that is none of `rows`, those that were scored."""
+    known = sorted(rows)
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known) if known else "they have none"
+            raise UserError(f"{flag} {name}=...: no such row in --results; {hint}")
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m eval.report", description=__doc__.split("\n")[0])
     parser.add_argument("--results", required=True, help="results.json of eval.phantom")
@@ -154,11 +199,21 @@ def main(argv=None) -> None:
     parser.add_argument("--samples", type=int, default=6, help="films to show (default: 6)")
     parser.add_argument("--out", required=True, help="report.html to write")
     args = parser.parse_args(argv)
+    refuse_negative(args, "samples")
+    files, others = phantom.named_files(args.predictions), phantom.named_files(args.consensus, "--consensus")
+    logs = {"learn": args.learn_log, "critique": args.critique_log}
+    logs |= {"second round": args.second_log} if args.second_log else {}
+    refuse_input(args.out, args.results, args.studies, *files.values(), *others.values(), *filter(None, logs.values()))
     results = read_results(args.results)
+    students = [row.get("stage", row["name"]) for row in results["rows"] if row["kind"] == "student"]
+    heard = [row["name"].partition(", ")[2] for row in results["rows"] if row["kind"] == "consensus"]
+    refuse_unscored("--predictions", files, students)
+    refuse_unscored("--consensus", others, filter(None, heard))
+    read = {stage: read_log(path) for stage, path in logs.items()}
+    refuse_other_studies(args.studies, results)
     root = root_of(args.studies, args.image_root)
     asked = results["studies"].get("asked", results["studies"]["scored"])  # the former not before November 2026
     studies = phantom.split_of(read_studies(args.studies), results["split"], args.studies)[:asked]
-    files, others = phantom.named_files(args.predictions), phantom.named_files(args.consensus, "--consensus")
     texts = {name: phantom.read_predictions(path, studies) for name, path in files.items()}
     rounds = {name: phantom.read_consensus(path, studies) for name, path in others.items()}
     at = {s["id"]: i for i, s in enumerate(studies)}
@@ -170,9 +225,7 @@ def main(argv=None) -> None:
         sample_view(s, root, of_film(s, texts), of_film(s, rounds))
         for s in pick_samples([s for s in studies if s.get("findings") is not None], args.samples)
     ]
-    logs = {"learn": args.learn_log, "critique": args.critique_log}
-    logs |= {"second round": args.second_log} if args.second_log else {}
-    write_atomic(args.out, render(results, views, {stage: read_log(path) for stage, path in logs.items()}))
+    write_atomic(args.out, render(results, views, read))
     print(f"written: {args.out}")
 
 

@@ -72,6 +72,9 @@ def test_the_consensus_of_another_round_is_shown_beside_the_first(files, tmp_pat
     del rows[-1]["consensus"]
     again.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "consensus, " not in make(files, tmp_path)
+    words = ["--predictions", files["--predictions"], "--out", files["--results"]]
+    words += ["--studies", files["--studies"], "--consensus", f"second round={again}"]
+    phantom.main([str(word) for word in words])
     html = make(files, tmp_path, **{"--consensus": f"second round={again}"})
     assert html.count("<h3>consensus</h3>") == 3 == html.count("<h3>consensus, second round</h3>")
     assert [f"Heard again {number}" in html for number in range(3)] == [True, True, False]
@@ -81,7 +84,50 @@ def test_the_consensus_of_another_round_is_shown_beside_the_first(files, tmp_pat
 
 
 def test_without_logs_the_page_says_so(files, tmp_path):
-    assert make(files, tmp_path, **{"--learn-log": tmp_path / "none.jsonl"}).count("No curve") == 5
+    assert make(files, tmp_path).count("No curve") == 5
+
+
+def test_a_run_that_diverged_is_drawn_as_far_as_it_went(files, tmp_path):
+    log = tmp_path / "logging.jsonl"
+    losses = [3.0, 2.0, float("nan"), 1e308, -1e308, 10**400, 1.0, 1.5]
+    rows = [{"loss": loss, "global_step/max_steps": f"{i}/8"} for i, loss in enumerate(losses, 1)]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html = make(files, tmp_path, **{"--learn-log": log})
+    chart = html.split("<h3>Loss (learn)</h3>")[1].split("</div>")[0]
+    assert chart.count("<polyline") == 2, "a gap where there is no number"
+    assert "(last 1.5; 4 of 8 not drawn: not finite, or beyond 1e+100)" in html
+    log.write_text(json.dumps(rows[2]) + "\n")
+    assert make(files, tmp_path, **{"--learn-log": log}).count("No curve") == 5
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        *(
+            ({"--out": name}, "--out .*: is the input file; choose another")
+            for name in ("studies.jsonl", "results.json", "learn.jsonl")
+        ),
+        ({"--out": "log.jsonl", "--second-log": "log.jsonl"}, "--out .*: is the input file; choose another"),
+        *(
+            ({f"--{stage}-log": "none.jsonl"}, "none.jsonl: cannot be read .*; name the logging.jsonl of the run")
+            for stage in ("learn", "critique", "second")
+        ),
+        ({"--learn-log": "bad.jsonl"}, "bad.jsonl:1: is not JSON; name the logging.jsonl of the run"),
+        ({"--studies": "other.jsonl"}, r"other.jsonl: is not the file that was scored \(studies.jsonl, sha256 "),
+        ({"--predictions": "leran=learn.jsonl"}, "--predictions leran=...: no such row .*did you mean 'learn'"),
+        ({"--consensus": "again=studies.jsonl"}, "--consensus again=...: no such row in --results; they have none"),
+        ({"--samples": "-1"}, "--samples -1: must be at least 0"),
+    ],
+)
+def test_what_does_not_belong_is_refused_and_nothing_is_written(files, tmp_path, monkeypatch, more, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.jsonl").write_text(files["--studies"].read_text() + "\n")
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    (tmp_path / "bad.jsonl").write_text("loss\n")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match=f"^{message}"):
+        make(files, tmp_path, **more)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_a_study_that_was_not_scored_is_not_shown(files, tmp_path):
@@ -129,10 +175,21 @@ def test_line_chart_edges():
     assert x0 < x1 and y0 > y1, "SVG's y grows downwards"
 
 
+@pytest.mark.parametrize("letters", [8, 40, 90])
+def test_a_label_is_whole_or_says_that_it_is_cut(letters):
+    label = "m" * letters
+    svg = charts.interval_chart([(f"row {i}", [(label, 0.5, 0.4, 0.6)]) for i in range(8)], title="t")
+    x, text = re.search(r'x="([\d.]+)" y="[\d.]+" text-anchor="end">(m[^<]*)<', svg).groups()
+    assert float(x) - charts.LETTER * len(text) >= 0 and (text == label or text.endswith("m…"))
+    assert (text == label) == (letters < 90) and label in svg, "the title of its dots has all of it"
+    assert 'class="dot s0 d1"' in svg, "the seventh row looks unlike the first"
+
+
 def test_ticks_enclose_the_data():
-    for low, high in ((0, 1), (-1.3, 0.6), (5, 5), (0.001, 0.0012), (3, 977)):
+    for low, high in ((0, 1), (-1.3, 0.6), (5, 5), (0.001, 0.0012), (3, 977), (-1e100, 1e100), (1e20, 1e20 + 2**14)):
         found = charts.ticks(low, high, 5)
-        assert found[0] <= low + 1e-9 and found[-1] >= high - 1e-9 and 2 <= len(found) <= 8
+        slack = 1e-9 * max(1, abs(high))
+        assert found[0] <= low + slack and found[-1] >= high - slack and 2 <= len(set(found)) <= 8
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 0}', "{"])
