@@ -1,5 +1,7 @@
 """A few studies with known truth, and answers to them, made by hand: enough to compute every metric on paper."""
 
+import re
+
 from eval.presence import FIVE
 
 ALL_CLEAR = "No consolidation. No pleural effusion. No pneumonia. No pneumothorax. No edema."
@@ -46,3 +48,11 @@ def study(number: int, truth: dict, trajectories: list | None = None, *, split="
 
 def trajectory(teacher: str, text: str, status: str = "ok") -> dict:
     return {"teacher": teacher, "text": text, "status": status}
+
+
+def tables_of(html: str) -> int:
+    """How many tables a page has; each must scroll by keyboard and tell a screen reader its name and its heads."""
+    boxes = re.findall(r'<div class="scroll" role="region" aria-label="[^"]+" tabindex="0">\s*<table', html)
+    assert len(boxes) == html.count("<table") == html.count('class="scroll"')
+    assert not re.search(r'<th(?! scope="(col|row)">)(?!ead)', html) and html.count('<th scope="row">') >= len(boxes)
+    return len(boxes)

@@ -7,6 +7,7 @@ import pytest
 from data.errors import UserError
 from data.files import dump_line
 from eval import compare, statistics
+from tests.eval.cases import tables_of
 
 FIVE = ("Edema", "Pneumonia")
 
@@ -176,7 +177,7 @@ def test_prints_and_draws_a_page_that_loads_nothing(tmp_path, runs, capsys):
     assert "| accuracy | n | critique | learn | difference | 95 % interval | p | p (Holm) |" in printed
     page = out.read_text()
     assert "<svg" in page and "critique" in page and "Research use only" in page
-    assert not re.search(r"(?:src|href)\s*=|url\(|@import|<script", page)
+    assert not re.search(r"(?:src|href)\s*=|url\(|@import|<script", page) and tables_of(page) == printed.count("test: ")
     numbers = json.loads(out.with_suffix(".json").read_text())
     assert numbers["a"] == "critique" and numbers["benchmarks"]["phantom-x"]["n"] == 60
 

@@ -6,7 +6,7 @@ import pytest
 from data.errors import UserError
 from eval import charts, phantom
 from eval import report as page
-from tests.eval.cases import ALL_CLEAR, report, study, trajectory
+from tests.eval.cases import ALL_CLEAR, report, study, tables_of, trajectory
 
 SCRIPT = "<script>alert('x')</script>"
 
@@ -45,7 +45,7 @@ def test_the_page_is_self_contained(files, tmp_path):
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", html)
     assert "http://" not in html and "https://" not in html and "url(" not in html
     assert html.count("data:image/png;base64,") == 3
-    assert "Research use only" in html and "simulated" in html
+    assert "Research use only" in html and "simulated" in html and tables_of(html) == 3
     assert str(tmp_path) not in html
 
 

@@ -20,7 +20,7 @@ from data.records import read_studies, write_studies
 from eval import asking, benchmarks, phantom, run, yesno
 from tests.data import mimic_tree
 from tests.eval import ms_cxr_t_tree as tree
-from tests.eval.cases import finding, report, study, trajectory
+from tests.eval.cases import finding, report, study, tables_of, trajectory
 
 ROOT = Path(__file__).parents[2]
 
@@ -406,6 +406,7 @@ def test_the_page_is_self_contained_and_escaped(films, tmp_path):
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
     assert "http://" not in page and "https://" not in page and "url(" not in page
     assert "Research use only" in page and "<svg" in page and "balanced accuracy" in page
+    assert tables_of(page) == len(re.findall("<h3>", page)) - 1, "one a group, and how it was made"
 
 
 def shell(*words, **more):
