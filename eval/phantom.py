@@ -234,8 +234,9 @@ def named_files(values: Sequence[str], flag: str = "--predictions") -> dict[str,
     files: dict[str, Path] = {}
     for value in values:
         name, equals, path = value.partition("=")
-        if not (name and equals and path):
-            raise UserError(f"{flag} {value}: write NAME=FILE, as in learn=runs/quickstart/evaluate/learn.jsonl")
+        if not (name.strip() and name.isprintable() and equals and path):
+            said = " ".join(value.split())
+            raise UserError(f"{flag} {said}: write NAME=FILE, as in learn=runs/quickstart/evaluate/learn.jsonl")
         if name in files:
             raise UserError(f"{flag} {value}: the name {name} is given twice")
         files[name] = Path(path)
@@ -268,6 +269,16 @@ def refuse_without_findings(studies: Sequence[dict], path: StrPath) -> None:
     for study in studies:
         if study.get("findings") is None:
             raise UserError(f"{path}: study {study['id']}: no findings to score against; name a phantom cohort")
+
+
+def refuse_benchmarks(out: StrPath) -> None:
+    """UserError when --out is the results.json of a run on benchmarks, which a score of studies would replace."""
+    try:
+        held = json.loads(Path(out).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(held, dict) and "benchmarks" in held:
+        raise UserError(f"--out {out}: holds the results of benchmarks (eval.run); choose another")
 
 
 def read_seconds(pairs: Sequence[str], stages_file: str | None) -> dict[str, float]:
@@ -314,7 +325,10 @@ def main(argv=None) -> None:
     refuse_negative(args, "seed")
     files, others = named_files(args.predictions), named_files(args.consensus, "--consensus")
     for written in filter(None, (args.out, args.table)):
-        refuse_input(written, args.studies, *files.values(), *others.values())
+        refuse_input(written, args.studies, *files.values(), *others.values(), *filter(None, [args.stages_file]))
+    if args.table and os.path.realpath(args.table) == os.path.realpath(args.out):
+        raise UserError(f"--table {args.table}: is the file of --out; choose another")
+    refuse_benchmarks(args.out)
     everything = list(read_studies(args.studies))
     studies = split_of(everything, args.split, args.studies, "check --split and --studies")[: args.limit]
     scorable, left_out = with_findings(studies, args.split, args.studies)

@@ -229,7 +229,24 @@ def test_a_negative_seed_is_refused_before_a_file_is_read(tmp_path):
         phantom.main(["--studies", str(tmp_path / "none"), "--out", str(tmp_path / "r.json"), "--seed", "-1"])
 
 
-@pytest.mark.parametrize("bad", [["learn"], ["=x"], ["learn=a", "learn=b"]])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "r.json", "--table", "./r.json"], "--table ./r.json: is the file of --out; choose another"),
+        (["--out", "s.json", "--stages-file", "s.json"], "--out s.json: is the input file; choose another"),
+        (["--out", "s.json"], r"--out s.json: holds the results of benchmarks \(eval.run\); choose another"),
+    ],
+)
+def test_an_output_replaces_neither_the_other_nor_what_is_not_its_own(make_file, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.json").write_text('{"benchmarks": {}, "stages": {}}')
+    before = (tmp_path / "s.json").read_bytes()
+    with pytest.raises(UserError, match=f"^{message}$"):
+        phantom.main(["--studies", str(make_file(cohort()[1])), *words])
+    assert (tmp_path / "s.json").read_bytes() == before and not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.parametrize("bad", [["learn"], ["=x"], ["learn=a", "learn=b"], [" =x"], ["a\nb=x"]])
 def test_bad_named_files(bad):
     with pytest.raises(UserError, match="--predictions"):
         phantom.named_files(bad)
