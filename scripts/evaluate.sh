@@ -3,9 +3,10 @@
 #
 #   bash scripts/evaluate.sh CHECKPOINT --benchmark NAME [--benchmark NAME ...] --data-root DIR [--out DIR] [options]
 #   bash scripts/evaluate.sh --predictions FILE --benchmark NAME --data-root DIR [--out DIR] [options]
+#   bash scripts/evaluate.sh --list-items --benchmark NAME --data-root DIR
 #
 # Benchmarks (docs/evaluation.md): results.json, table.md, report.html and the answers by item under --out. The second
-# form scores existing answers of any model, without a GPU.
+# form scores existing answers of any model, without a GPU; the third prints the questions.
 #
 #   --data-root DIR    folder with the benchmark's tables and films; NAME=DIR where several benchmarks have their own
 #   --set KEY=VALUE    an option of the benchmark, such as truth=chexpert
@@ -48,6 +49,22 @@ fail() {
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/signals.sh"
 
 [[ $# -gt 0 ]] || { usage >&2; exit 2; }
+# Refuses a word that is a flag of the other form only.
+refuse_of_studies() {
+    case ${1%%=*} in
+        --processes) fail "--processes: only with STUDIES.jsonl; with --benchmark write --gpus" ;;
+        --image-root) fail "--image-root: only with STUDIES.jsonl; with --benchmark write --data-root or --set images=DIR" ;;
+        --studies | --split | --uncertain | --allow-outside) fail "${1%%=*}: only with STUDIES.jsonl, without --benchmark" ;;
+    esac
+}
+refuse_of_benchmarks() {
+    case ${1%%=*} in
+        --gpus) fail "--gpus: only with --benchmark; with STUDIES.jsonl write --processes" ;;
+        --data-root) fail "--data-root: only with --benchmark; with STUDIES.jsonl write --image-root" ;;
+        --set | --shard | --train | --train-images | --exclude-overlap | --predictions | --no-image-predictions | \
+            --skip-no-image | --missing-films | --list-items | --resamples) fail "${1%%=*}: only with --benchmark" ;;
+    esac
+}
 # With --benchmark everything but --gpus goes to eval.run.
 on_benchmarks=""
 for word in "$@"; do
@@ -56,6 +73,7 @@ done
 if [[ $on_benchmarks ]]; then
     gpus=1 words=()
     while [[ $# -gt 0 ]]; do
+        refuse_of_studies "$1"
         case $1 in
             -h | --help) usage; exit 0 ;;
             --gpus) [[ $# -ge 2 ]] || fail "--gpus needs a value"; gpus=$2; shift ;;
@@ -69,7 +87,9 @@ if [[ $on_benchmarks ]]; then
     . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/env.sh"
     [[ $gpus -gt 1 ]] || exec "$PYTHON" -P -m eval.run "${words[@]}"
     for word in "${words[@]}"; do
-        case $word in --shard | --shard=* | --predictions | --predictions=*) fail "--gpus and ${word%%=*}: give one" ;; esac
+        case $word in
+            --shard | --shard=* | --predictions | --predictions=* | --list-items) fail "--gpus and ${word%%=*}: give one" ;;
+        esac
     done
     run "$PYTHON" -P -m eval.run "${words[@]}" --check-gpus "$gpus"
     IFS=, read -r -a devices <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((gpus - 1)))}"
@@ -85,6 +105,7 @@ fi
 checkpoint="" studies="" out="runs/evaluate" name="checkpoint"
 predict=() score=() both=()
 while [[ $# -gt 0 ]]; do
+    refuse_of_benchmarks "$1"
     case $1 in
         --overwrite=* | --allow-outside=*) fail "${1%%=*} takes no value" ;;
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
@@ -119,7 +140,7 @@ done
 [[ -n $checkpoint ]] || fail "no checkpoint given; see bash scripts/evaluate.sh --help"
 [[ " ${both[*]} " != *" --split all "* ]] || fail "--split all: scores are of one split; give train, validate or test"
 [[ -n $studies ]] || fail "no STUDIES.jsonl given; see bash scripts/evaluate.sh --help"
-[[ $name && $name != *=* ]] || fail "--name $name: must not hold =, nor be empty"
+[[ $name && $name != *=* && $name != *$'\n'* ]] || fail "--name ${name//$'\n'/ }: must not hold = or a line break, nor be empty"
 
 # shellcheck source=scripts/env.sh
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/env.sh"

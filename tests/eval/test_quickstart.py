@@ -63,6 +63,16 @@ def test_help_is_the_head_of_the_script(script):
         (["ckpt", "s.jsonl", "--split", "tset"], "invalid choice: 'tset'"),
         (["ckpt", "s.jsonl", "--name", "grok-4"], "the name grok-4 is that of a teacher or another row"),
         (["ckpt", "s.jsonl", "--name", "a=b"], "--name a=b: must not hold ="),
+        (["ckpt", "s.jsonl", "--name", "a\nb"], "--name a b: must not hold ="),
+        # Flags of the form on benchmarks, and of this one there.
+        (["ckpt", "s.jsonl", "--gpus", "2"], "--gpus: only with --benchmark; with STUDIES.jsonl write --processes"),
+        (["ckpt", "s.jsonl", "--train=t.jsonl"], "--train: only with --benchmark"),
+        (["ckpt", "s.jsonl", "--skip-no-image"], "--skip-no-image: only with --benchmark"),
+        (
+            ["ckpt", "--benchmark=b", "--image-root", "."],
+            "--image-root: only with STUDIES.jsonl; with",
+        ),
+        (["ckpt", "--benchmark=b", "--split=test"], "--split: only with STUDIES.jsonl"),
         (["ckpt", "s.jsonl", "--split", "train"], 'none of the 1 studies of split "train" has findings'),
     ],
 )
