@@ -2,6 +2,7 @@
 
     python -m eval.run CHECKPOINT --benchmark NAME [--benchmark NAME ...] --data-root DIR --out DIR
     python -m eval.run --predictions FILE --benchmark NAME --data-root DIR --out DIR      # scores without a GPU
+    python -m eval.run --list-items --benchmark NAME --data-root DIR                      # the questions, as JSONL
 
 Writes OUT/results.json, OUT/table.md, OUT/report.html, and for each benchmark OUT/NAME/predictions.jsonl (one row an
 item, resumable) and OUT/NAME/per_item.jsonl (what was counted for each). docs/evaluation.md describes them.
@@ -10,13 +11,13 @@ item, resumable) and OUT/NAME/per_item.jsonl (what was counted for each). docs/e
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from data import checkpoints, manifest
 from data.errors import GOES_ON, UserError, refuse_below_one, refuse_negative, run_cli
-from data.files import claimed, dump_line, sha256_file, write_atomic
+from data.files import claimed, dump, dump_line, sha256_file, write_atomic
 from eval import asking, benchmarks, phantom, predict, run_page, table, training_set
 from eval.items import Benchmark
 from scripts import machine
@@ -231,6 +232,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--limit", type=int, help="only the first N units of each benchmark, for a trial")
     add("--predictions", type=Path, metavar="FILE", help="score these answers; no checkpoint and no films are needed")
     add("--no-image-predictions", type=Path, metavar="FILE", help="with --predictions: the answers without films")
+    add("--list-items", action="store_true", help="print the questions instead of asking them; no model, no films")
     add("--skip-no-image", action="store_true", help="leave out the no-image row")
     add(
         "--missing-films", choices=("error", "drop"), default="error", help="drop: leave their items out and count them"
@@ -260,8 +262,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args.benchmark = list(dict.fromkeys(args.benchmark))
     for name in args.benchmark:
         benchmarks.module_of(name)
-    if (args.checkpoint is None) == (args.predictions is None):
-        raise UserError("give either a checkpoint to ask or --predictions FILE to score")
+    if [args.checkpoint is None, args.predictions is None, not args.list_items].count(False) != 1:
+        raise UserError("give either a checkpoint to ask or --predictions FILE to score (or --list-items alone)")
+    if not args.name.strip() or not args.name.isprintable():
+        raise UserError(f"--name {args.name!r}: must be one line and not empty")
     if args.predictions and len(args.benchmark) > 1:
         raise UserError("--predictions: holds the answers to one benchmark; give one --benchmark")
     if args.train_images and not args.train:
@@ -292,10 +296,50 @@ def main(argv: list[str] | None = None) -> int:
     if args.check_gpus:
         check_gpus(args.check_gpus, args.device)
         return 0
+    if args.list_items:
+        for name, benchmark in built(args):
+            for one in listed(name, benchmark):
+                print(dump(one))
+        return 0
+    refuse_loss(args.out, args.benchmark)
     checkpoint, loaded = load(args)
     i, n = args.shard
     with claimed(args.out / f"shard-{i}-of-{n}"):
         return run(args, checkpoint, loaded)
+
+
+def built(args: argparse.Namespace) -> Iterator[tuple[str, Benchmark]]:
+    """Each benchmark of the command line, from its tables."""
+    options = split_settings(args.set, args.benchmark, "--set")
+    roots = data_roots(args.data_root, args.benchmark)
+    for name in args.benchmark:
+        module = benchmarks.module_of(name)
+        one = module.load(name, roots[name], seed=args.seed, limit=args.limit, options=options[name])
+        check_items(one)
+        yield name, one
+
+
+def listed(name: str, benchmark: Benchmark) -> Iterator[dict]:
+    """{"benchmark", "id", "prompt", "answer": what a row of --predictions needs, "images": how many} by item."""
+    for item in benchmark.items:
+        row = {"benchmark": name, "id": item.id, "prompt": item.prompt}
+        yield row | {"answer": asking.NEEDS[benchmark.kind], "images": len(item.images)}
+
+
+def refuse_loss(out: Path, names: Sequence[str]) -> None:
+    """Refuse an --out whose results.json holds what this run would not write again."""
+    path = out / "results.json"
+    if not path.exists():
+        return
+    try:
+        others = [name for name in json.loads(path.read_text(encoding="utf-8"))["benchmarks"] if name not in names]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is not of eval.run and would be replaced; choose another --out") from None
+    if others:
+        raise UserError(
+            f"{path}: holds {', '.join(others)}, which this run would not; choose another --out or, with a checkpoint, "
+            "name every --benchmark (answers that are there are not asked again)"
+        )
 
 
 Loaded = dict[str, tuple[Benchmark, Benchmark]]  # name -> (what is asked, what of it is scored)
@@ -304,17 +348,12 @@ Loaded = dict[str, tuple[Benchmark, Benchmark]]  # name -> (what is asked, what 
 def load(args: argparse.Namespace) -> tuple[Checkpoint | None, Loaded]:
     """The checkpoint and the benchmarks, all checked; nothing is written."""
     checkpoint = Checkpoint(args) if args.checkpoint else None
-    options = split_settings(args.set, args.benchmark, "--set")
-    roots = data_roots(args.data_root, args.benchmark)
     if args.train:
         files, unknown = [(args.train, args.train_images)], []
     else:
         files, unknown = training_set.studies_of(args.checkpoint or args.predictions)
     loaded = {}
-    for name in args.benchmark:
-        module = benchmarks.module_of(name)
-        one = module.load(name, roots[name], seed=args.seed, limit=args.limit, options=options[name])
-        check_items(one)
+    for name, one in built(args):
         phantom.refuse_taken([args.name], one.others)
         one = asking.with_films(one, args.missing_films == "drop") if checkpoint else one
         # Overlapping items are asked too and left out of the scores: the answers then serve both.

@@ -133,6 +133,35 @@ def test_an_interrupted_run_ends_in_the_same_results(films, tmp_path):
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_results_of_another_benchmark_are_added_to_and_never_replaced(films, tmp_path):
+    out, names = tmp_path / "out", ("phantom-presence", "phantom-progression")
+    call(films, out, "ckpt")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    FakeStudent.asked = []
+    for more in ([], ["--overwrite"]):
+        with pytest.raises(UserError, match="results.json: holds phantom-presence, .* name every --benchmark"):
+            call(films, out, "ckpt", *more, names=names[1:])
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before and not FakeStudent.asked
+    call(films, out, "ckpt", names=names)
+    assert not any(len(images) == 1 for _, images in FakeStudent.asked), "kept and not asked again"
+    assert list(results_of(out)["benchmarks"]) == list(names)
+    (out / "results.json").write_text('{"schema": 1, "rows": []}')
+    with pytest.raises(UserError, match="results.json: is not of eval.run and would be replaced; choose another --out"):
+        call(films, out, "ckpt", names=names)
+
+
+def test_items_are_listed_without_a_model_or_films(films, tmp_path, capsys):
+    (films / "films").rename(films / "elsewhere")
+    assert call(films, tmp_path / "out", "--list-items", names=("phantom-progression", "phantom-zeroshot")) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["id"] for row in rows if row["benchmark"] == "phantom-progression"]
+    for row in rows:
+        two = row["benchmark"] == "phantom-progression"
+        assert row["images"] == (2 if two else 1) and row["prompt"].count("<image>") in (0, row["images"])
+        assert row["answer"] == ('a string "text"' if two else '"p_yes" and "mass" from 0 to 1')
+    assert not (tmp_path / "out").exists() and not FakeStudent.asked
+
+
 def test_shards_end_in_the_same_results(films, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(asking, "BLOCK", 2)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -368,6 +397,9 @@ def test_names_of_other_rows_are_known_before_they_are_made_and_refused(films, t
         (["ckpt", "--set", "split=train", "--set", "split=test"], "split is given twice"),
         (["ckpt", "--set", "splt=train"], "did you mean 'split'"),
         (["ckpt", "--data-root", "x"], "two folders for all benchmarks"),
+        (["ckpt", "--list-items"], "either a checkpoint to ask or --predictions FILE to score .or --list-items alone"),
+        (["ckpt", "--name", ""], "--name '': must be one line and not empty"),
+        (["ckpt", "--name", "a\nb"], r"--name 'a\\nb': must be one line and not empty"),
         (["ckpt", "--set", "split=validate"], 'no study of split "validate"'),
         (["--predictions", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
     ],
