@@ -105,4 +105,4 @@ def _read_cache(cache: Path) -> Iterator[tuple[str, bytes]]:
                 raise ValueError
             yield row["film"], found
         except (TypeError, KeyError, ValueError):
-            raise UserError(f"{cache}:{line}: not a film hash; remove the file, it is made anew") from None
+            raise UserError(f"{cache}:{line}: not a film hash; name another --cache") from None

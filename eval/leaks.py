@@ -23,9 +23,10 @@ from typing import NamedTuple
 
 from data.errors import UserError, refuse_below_one, run_cli
 from data.files import refuse_input, write_atomic
-from data.records import SPLITS, image_paths, read_studies, root_of
+from data.records import SPLITS, did_you_mean, image_paths, read_studies, root_of
 from eval import benchmarks, film_hash
 from eval.items import Benchmark, Item
+from scripts.machine import write_problem
 
 LEVELS = ("patient", "study", "film name", "film bytes", "film pixels")
 FILMS = ("auto", "names", "bytes", "pixels")
@@ -278,7 +279,9 @@ def load_all(names: Sequence[str], roots: Sequence[str], settings: Sequence[str]
 
     known = [name for name in names if not os.path.isfile(name)]
     for name in known:
-        benchmarks.module_of(name)
+        if name not in benchmarks.BENCHMARKS:
+            hint = did_you_mean(name, sorted(benchmarks.BENCHMARKS))
+            raise UserError(f"{name}: neither a file of study records nor a benchmark; check the path, or {hint}")
     options, folders = split_settings(settings, known, "--set"), data_roots(roots, known) if known else {}
     for name in names:
         if name in known:
@@ -309,8 +312,15 @@ def main(argv: list[str] | None = None) -> None:
     if not 0 <= args.distance <= film_hash.BITS:
         raise UserError(f"--distance {args.distance}: from 0 to {film_hash.BITS} bits")
     splits = {None: SEEN, "all": SPLITS}.get(args.split, (args.split,))
+    if args.cache and os.path.realpath(args.cache) in map(os.path.realpath, (args.train, *args.benchmark)):
+        raise UserError(f"--cache {args.cache}: is an input file; choose another")
     if args.out:
         refuse_input(args.out, args.train, *args.benchmark, *filter(None, [args.cache]))
+        if args.out.is_dir():
+            raise UserError(f"--out {args.out}: is a folder; name a file")
+    for option, path in (("--out", args.out), ("--cache", args.cache)):
+        if path and (problem := write_problem(option, path.parent)):
+            raise UserError(problem)
     trained = read_trained(args.train, splits=splits, image_root=args.train_images)
     how = {"films": args.films, "distance": args.distance, "cache": args.cache, "workers": args.workers}
     everything = []

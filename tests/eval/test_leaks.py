@@ -194,14 +194,41 @@ def test_the_command_line_takes_names_and_files(tmp_path, capsys):
     first, second = json.loads(out.read_text())
     assert first["by_level"]["patient"] == {"items": 28, "shared": 1}
     assert second["item_ids"]["patient"] == ["s0"] and second["item_ids"]["film bytes"] == ["s0"]
-    with pytest.raises(UserError, match="no such benchmark"):
-        leaks.main([str(path), "chestxray14", "--data-root", str(tmp_path)])
     leaks.main([str(test), str(path), "--split", "all", "--films", "names"])
     assert "overlap with 1 training studies (train.jsonl)" in capsys.readouterr().out
     with pytest.raises(UserError, match="no study of split train; name"):
         leaks.main([str(test), str(path), "--split", "train"])
     with pytest.raises(UserError, match="--distance 256: from 0 to 255"):
         leaks.main([str(path), str(test), "--distance", "256"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["chestxray14"],
+            "chestxray14: neither a file of study records nor a benchmark; .*, or did you mean 'chestx-ray14'",
+        ),
+        (["none.jsonl"], "none.jsonl: neither a file of study records nor a benchmark; check the path, or use one of "),
+        (["train.jsonl", "--cache", "./train.jsonl"], "--cache train.jsonl: is an input file; choose another"),
+        (["train.jsonl", "--out", "train.jsonl"], "--out train.jsonl: is the input file; choose another"),
+        (["train.jsonl", "--out", "films"], "--out films: is a folder; name a file"),
+        (
+            ["train.jsonl", "--out", "train.jsonl/x/o.json"],
+            "--out train.jsonl/x: .*train.jsonl is not a folder; choose",
+        ),
+        (["train.jsonl", "--cache", "train.jsonl/h"], "--cache train.jsonl: .*train.jsonl is not a folder; choose"),
+    ],
+)
+def test_what_cannot_be_compared_or_written_is_said_before_films_are_read(tmp_path, monkeypatch, words, message):
+    path = trained(tmp_path, ["p1"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(film_hash, "same_bytes", None)
+    monkeypatch.setattr(film_hash, "pixel_hashes", None)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=f"^{message}"):
+        leaks.main([str(path), *words, "--split", "all", "--data-root", "."])
+    assert path.read_bytes() == before
 
 
 def test_pixel_hashes_know_pictures_apart(tmp_path):
@@ -236,7 +263,7 @@ def test_the_cache_spares_reading_and_notices_a_changed_film(tmp_path, monkeypat
     sets_tree.film(tmp_path / "1.png", 9, size=(80, 80))
     assert film_hash.pixel_hashes(paths, cache=cache)[1] != first[1] and read == [paths[1]]
     cache.write_text('{"film": "x", "hash": "00"}\n')
-    with pytest.raises(UserError, match=":1: not a film hash"):
+    with pytest.raises(UserError, match=":1: not a film hash; name another --cache$"):
         film_hash.pixel_hashes(paths, cache=cache)
 
 
