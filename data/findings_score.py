@@ -41,7 +41,8 @@ def read_labelled(path: str | Path) -> list[Row]:
     that begins with "# " a comment.
 
     Raises:
-        UserError: the file cannot be read, or "FILE:LINE: ..." for a row without a tab or with an unknown label.
+        UserError: the file cannot be read or holds no row, or "FILE:LINE: ..." for a row without a tab or with an
+            unknown label.
     """
     rows = []
     try:
@@ -69,6 +70,8 @@ def read_labelled(path: str | Path) -> list[Row]:
                 raise UserError(f'{path}:{n}: "{item}" is not Label=state[/side]; use one of the 14 labels')
             want[label] = (state, side or None)
         rows.append(Row(n, text.replace("\\n", "\n"), want))
+    if not rows:
+        raise UserError(f"{path}: holds no labelled sentence; write text <tab> labels, one a line")
     return rows
 
 

@@ -83,6 +83,9 @@ def test_bad_labelled_row_is_named(tmp_path, row, complaint):
     path.write_text(f"# comment\n{row}\n")
     with pytest.raises(UserError, match=rf"rows\.tsv:2: .*{complaint}"):
         read_labelled(path)
+    path.write_text("# comment\n\n")
+    with pytest.raises(UserError, match="rows.tsv: holds no labelled sentence; write"):
+        read_labelled(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_labelled(tmp_path / "none.tsv")
 
