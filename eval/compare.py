@@ -49,6 +49,11 @@ def read_results(path: Path) -> dict:
     """A results.json of `eval.run`; UserError for anything else."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(results, dict) and "benchmarks" not in results and "rows" in results:
+            raise UserError(
+                f"{path}: scores study records (evaluate.sh CHECKPOINT STUDIES) and holds nothing by item; compare "
+                "runs with --benchmark (of study records: cxr-max-held-out)"
+            )
         if not isinstance(results["benchmarks"], dict) or not isinstance(results["name"], str):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -317,7 +322,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("a", type=Path, help="results.json of the first run")
     parser.add_argument("b", type=Path, help="results.json of the second run")
     parser.add_argument("--out", type=Path, default=Path("compare.html"), help="page to write (default: compare.html)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of the randomisation (default: 0)")
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples by patient (default: 1000)")
     parser.add_argument("--rounds", type=int, default=10_000, help="rounds of the randomisation test (default: 10000)")
     args = parser.parse_args(argv)

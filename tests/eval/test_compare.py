@@ -130,6 +130,9 @@ def test_what_must_not_be_compared_is_refused(tmp_path, runs):
     (tmp_path / "f.json").write_text("{}")
     with pytest.raises(UserError, match="not a results file"):
         compare.compare((runs[0], tmp_path / "f.json"))
+    (tmp_path / "s.json").write_text('{"schema": 1, "rows": []}')
+    with pytest.raises(UserError, match="s.json: scores study records .*; compare runs with --benchmark"):
+        compare.compare((runs[0], tmp_path / "s.json"))
     with pytest.raises(UserError, match="holds no item"):
         compare.compare((runs[0], write(tmp_path / "g", [])))
 
