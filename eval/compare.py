@@ -250,7 +250,7 @@ def compare(paths: tuple[Path, Path], *, seed: int = 0, resamples: int = 1000, r
     return {
         "a": names[0],
         "b": names[1],
-        "bootstrap": {"unit": "patient", "resamples": resamples, "seed": seed, "level": 0.95},
+        "bootstrap": {"unit": "patient", "resamples": resamples, "seed": seed, "level": statistics.LEVEL},
         "rounds": rounds,
         "benchmarks": found,
         "notes": [f"in one of the files only, not compared: {', '.join(alone)}"] if alone else [],

@@ -31,7 +31,7 @@ from eval import presence
 from eval.items import CONSENSUS, MAJORITY
 from eval.predict import read_answers
 from eval.presence import FIVE
-from eval.statistics import interval, patient_draws
+from eval.statistics import LEVEL, interval, patient_draws
 
 SCHEMA = 1
 STAGES = ("learn", "critique", "second round")  # each is compared with the one before
@@ -364,7 +364,7 @@ def main(argv=None) -> None:
             "scored": len(scorable),
         },
         "rules": {"uncertain": args.uncertain, "malformed": "wrong for every finding", "unmentioned": "absent"},
-        "bootstrap": {"unit": "patient", "resamples": args.resamples, "seed": args.seed, "level": 0.95},
+        "bootstrap": {"unit": "patient", "resamples": args.resamples, "seed": args.seed, "level": LEVEL},
         **scored,
         "versions": versions(),
         "environment": environment(),

@@ -18,13 +18,12 @@ from pathlib import Path
 from data import checkpoints, manifest
 from data.errors import GOES_ON, UserError, refuse_below_one, refuse_negative, run_cli
 from data.files import claimed, dump, dump_line, sha256_file, write_atomic
-from eval import asking, benchmarks, phantom, predict, run_page, table, training_set
+from eval import asking, benchmarks, phantom, predict, run_page, statistics, table, training_set
 from eval.items import Benchmark
 from scripts import machine
 from scripts.side_by_side import parse_shard
 
 SCHEMA = 2
-LEVEL = 0.95
 PACKAGES = (*phantom.PACKAGES, "scipy", "statsmodels", "vllm", "pycocoevalcap", "sacrebleu", "rouge-score")
 
 
@@ -404,7 +403,7 @@ def run(args: argparse.Namespace, checkpoint: Checkpoint | None, loaded: Loaded)
         "checkpoint": checkpoint and checkpoint.record(),
         "seed": args.seed,
         "limit": args.limit,
-        "bootstrap": {"unit": "patient", "resamples": args.resamples, "seed": args.seed, "level": LEVEL},
+        "bootstrap": {"unit": "patient", "resamples": args.resamples, "seed": args.seed, "level": statistics.LEVEL},
         "benchmarks": scored,
         "versions": phantom.versions(PACKAGES),
         "environment": environment,

@@ -16,12 +16,13 @@ from scipy.stats import norm, rankdata
 
 from data.errors import UserError
 
+LEVEL = 0.95  # of every interval
 BINS = 10  # of probabilities, equal in width
 
 
-def interval(samples: np.ndarray, level: float = 0.95) -> list[float]:
+def interval(samples: np.ndarray) -> list[float]:
     """Percentile interval [low, high]."""
-    tail = (1 - level) / 2
+    tail = (1 - LEVEL) / 2
     return [float(x) for x in np.quantile(samples, [tail, 1 - tail])]
 
 
@@ -47,7 +48,6 @@ def bootstrap(
     *,
     resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> dict:
     """Percentile interval of any number by patient.
 
@@ -63,7 +63,7 @@ def bootstrap(
         value = statistic(np.repeat(np.arange(len(counts)), counts))
         return [np.nan if value is None else value]
 
-    return bootstrap_weighted(patients, weighted, resamples=resamples, seed=seed, level=level)[0]
+    return bootstrap_weighted(patients, weighted, resamples=resamples, seed=seed)[0]
 
 
 def bootstrap_weighted(
@@ -72,7 +72,6 @@ def bootstrap_weighted(
     *,
     resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> list[dict]:
     """`bootstrap` for several numbers at once: `statistics` maps counts [n] (how often an item is drawn, integers) to a
     sequence of numbers, NaN where one is not defined. Returns one dict a number; the draws are those of `bootstrap`."""
@@ -85,7 +84,7 @@ def bootstrap_weighted(
     out = []
     for column in samples.T:
         kept = column[~np.isnan(column)]
-        low, high = interval(kept, level) if 2 * len(kept) >= resamples else (None, None)
+        low, high = interval(kept) if 2 * len(kept) >= resamples else (None, None)
         out.append({"low": low, "high": high, "skipped_resamples": int(resamples - len(kept))})
     return out
 
@@ -130,7 +129,7 @@ def auc(truth: Sequence, scores: Sequence[float]) -> float | None:
     return None if np.isnan(value) else value
 
 
-def delong(truth: Sequence, score_a: Sequence[float], score_b: Sequence[float], *, level: float = 0.95) -> dict:
+def delong(truth: Sequence, score_a: Sequence[float], score_b: Sequence[float]) -> dict:
     """Test of two correlated AUCs on the same items: DeLong et al. 1988, Biometrics 44:837, by the mid-ranks of Sun and
     Xu 2014, IEEE Signal Process Lett 21:1389. Returns {"auc_a", "auc_b", "difference" (a minus b), "low", "high", "p"};
     the interval is the normal one. p is 1 when the two rank alike; it is None with fewer than two items of a class and
@@ -151,7 +150,7 @@ def delong(truth: Sequence, score_a: Sequence[float], score_b: Sequence[float], 
     contrast = np.array([1.0, -1.0])
     variance = contrast @ (np.cov(of_positive) / m + np.cov(of_negative) / n) @ contrast
     spread = float(np.sqrt(max(variance, 0.0)))
-    reach = float(norm.ppf((1 + level) / 2)) * spread
+    reach = float(norm.ppf((1 + LEVEL) / 2)) * spread
     same = abs(a - b) < 1e-12
     # Without spread the statistic is 0/0: no difference at all, or one that the normal approximation cannot judge.
     p = float(2 * norm.sf(abs(a - b) / spread)) if spread > 1e-12 else 1.0 if same else None
