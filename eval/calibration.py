@@ -9,7 +9,8 @@ A student that was taught to write findings is never asked yes or no, and puts n
     P(present) = sum of P(text) over the texts that say present / sum of P(text) over all of them.
 
 Answers that are not in the plain form of the consensus are left out and counted: in another form the sentence on one
-finding cannot be exchanged. Rows are {"id", "p": {label: P(present)}}.
+finding cannot be exchanged. A text that says present leaves out "no acute cardiopulmonary abnormality", as a consensus
+with a finding does. Rows are {"id", "p": {label: P(present)}}.
 """
 
 import argparse
@@ -34,9 +35,13 @@ from scripts.machine import default_device
 
 
 def readings_of(said: presence.Reading) -> dict[str, list[presence.Reading]]:
-    """Label -> the reading with this finding absent, then with it present: side unsaid, and each of SIDES."""
-    states = [("absent", None), *(("present", side) for side in (None, *SIDES))]
-    return {label: [said | {label: state} for state in states] for label in FIVE}
+    """Label -> the reading with this finding absent, then with it present (side unsaid, and each of SIDES) and without
+    "No Finding", which would contradict it."""
+    ill = {label: state for label, state in said.items() if label != "No Finding"}
+    return {
+        label: [said | {label: ("absent", None)}, *(ill | {label: ("present", side)} for side in (None, *SIDES))]
+        for label in FIVE
+    }
 
 
 def row_of(study: dict, said: presence.Reading, root: str) -> tuple[list[str], dict]:

@@ -6,7 +6,7 @@ import pytest
 from data.errors import UserError
 from data.variants import plain_text
 from eval import calibration
-from eval.ablation_metrics import sureness
+from eval.ablation_metrics import in_consensus_form, sureness
 from eval.statistics import calibration as measured
 from tests.eval.cases import report, study
 
@@ -28,6 +28,14 @@ def test_one_finding_is_exchanged_at_a_time():
         )
     ]
     assert all(one["Consolidation"] == SAID["Consolidation"] for one in readings["Pleural Effusion"])
+
+
+def test_a_text_that_says_present_does_not_say_that_there_is_nothing():
+    said = {"Edema": ("absent", None), "No Finding": ("present", None)}
+    texts = [plain_text(one) for one in calibration.readings_of(said)["Edema"]]
+    assert texts[0] == plain_text(said) == "No pulmonary edema. No acute cardiopulmonary abnormality."
+    assert texts[1:] == [f"{side}ulmonary edema." for side in ("P", "Left p", "Right p", "Bilateral p")]
+    assert in_consensus_form(texts[0]), "such a report is asked about"
 
 
 def test_a_film_is_scored_in_one_row():
