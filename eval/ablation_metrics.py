@@ -39,7 +39,7 @@ import numpy as np
 
 from apo.consensus import SIDES, plain_sentence
 from data.errors import UserError, run_cli
-from data.files import StrPath, read_jsonl, write_atomic
+from data.files import StrPath, read_jsonl, refuse_input, write_atomic
 from data.findings import FIVE, LABELS, read_findings, summarise
 from data.phantom.teachers import misleads
 from data.records import read_studies
@@ -336,6 +336,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--calibration", type=Path, help="rows of eval.calibration")
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
+    given = (args.answers, args.rewards, args.log, args.trained_on, args.calibration)
+    refuse_input(args.out, args.studies, args.results, *filter(None, given))
     studies = list(read_studies(args.studies))
     refuse_without_findings(studies, args.studies)
     test = split_of(studies, "test", args.studies)

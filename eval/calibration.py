@@ -23,7 +23,7 @@ import numpy as np
 from apo.consensus import FIVE, SIDES
 from data import checkpoints, manifest
 from data.errors import UserError, refuse_below_one, run_cli
-from data.files import atomic_open, dump_line
+from data.files import atomic_open, dump_line, refuse_input
 from data.records import image_paths
 from data.row_checks import turn
 from data.variants import plain_text
@@ -93,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
     refuse_below_one(args, "limit", "batch_size")
+    refuse_input(args.out, args.studies, args.answers)
     info = checkpoints.describe(args.checkpoint)
     whole, root, _ = select(args.studies, args.split, args.image_root, None)
     answers = read_answers(args.answers, [study["id"] for study in whole])

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from data import checkpoints
 from data.errors import UserError, refuse_below_one, run_cli
-from data.files import atomic_open, dump_line
+from data.files import atomic_open, dump_line, refuse_input
 from data.records import PLACEHOLDER, image_paths
 from data.row_checks import turn
 from data.rows import ok_trajectories
@@ -108,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(argv)
     refuse_below_one(args, "limit", "batch_size", "max_new_tokens")
+    refuse_input(args.out, args.studies)
     infos = [checkpoints.describe(path) for path in (args.checkpoint, args.reference)]
     studies, root, _ = select(args.studies, args.split, args.image_root, args.limit)
     usable = [study for study in studies if study.get("consensus") and ok_trajectories(study)]

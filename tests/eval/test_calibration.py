@@ -5,8 +5,9 @@ import pytest
 
 from data.errors import UserError
 from data.variants import plain_text
-from eval import calibration
+from eval import calibration, rewards
 from eval.ablation_metrics import in_consensus_form, sureness
+from eval.ablation_metrics import main as metrics_main
 from eval.statistics import calibration as measured
 from tests.eval.cases import report, study
 
@@ -71,6 +72,25 @@ def test_rows_are_held_against_the_truth():
     assert found["films"] == 2 and found["auc"] == 1.0 and found["brier"] == pytest.approx((0.01 + 0.04) / 2)
     with pytest.raises(Exception, match="'nobody'.*--studies"):
         sureness([{"id": "nobody", "p": {}}], studies)
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (calibration.main, ["c", "--studies", "file", "--answers", "other"]),
+        (calibration.main, ["c", "--studies", "other", "--answers", "file"]),
+        (rewards.main, ["c", "--reference", "c", "--studies", "file"]),
+        (metrics_main, ["--studies", "file", "--results", "other"]),
+        (metrics_main, ["--studies", "other", "--results", "file"]),
+        (metrics_main, ["--studies", "other", "--results", "other", "--log", "file"]),
+    ],
+)
+def test_an_input_is_no_output(tmp_path, monkeypatch, main, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="^--out file: is the input file; choose another$"):
+        main([*words, "--out", "./file"])
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_command_asks_only_reports_in_the_form_of_the_consensus(tmp_path, monkeypatch, capsys):
