@@ -64,7 +64,8 @@ def consensus(blocks: Sequence[Block]) -> str | None:
     if not blocks:
         return None
     marks = {TEACHER: ("C3", "|"), MAJORITY: ("0.5", "|")}
-    marks |= {name: (f"C{i}", "o") for i, name in enumerate(compared_alone(blocks))}
+    dots = zip(compared_alone(blocks), ("C0", "C1", "C2", "C4", "C5", "C6", "C7"), strict=False)
+    marks |= {name: (colour, "o") for name, colour in dots}
     inches = 1.3 + 0.45 * len(blocks)
     figure, (axis,) = new_figure(7, inches)
     labelled = set()
@@ -77,8 +78,10 @@ def consensus(blocks: Sequence[Block]) -> str | None:
             if mean.low is not None and mean.high is not None:
                 axis.plot([100 * mean.low, 100 * mean.high], [height, height], color=colour, lw=1, zorder=1)
             label = None if name in labelled else name
-            size = 14 if mark == "|" else 5
-            axis.plot(100 * mean.value, height, mark, color=colour, ms=size, mew=2 if mark == "|" else 1, label=label)
+            # A ring for one that was told labels: where they turn nothing round, it lies on the one that was not.
+            look = {"ms": 8, "mfc": "none"} if "labelled" in name else {"ms": 5}
+            look = {"ms": 14, "mew": 2} if mark == "|" else look
+            axis.plot(100 * mean.value, height, mark, color=colour, label=label, **look)
             labelled.add(name)
     axis.set_yticks(range(len(blocks)), [block.world for block in reversed(blocks)])
     axis.set_ylim(-0.5, len(blocks) - 0.5)

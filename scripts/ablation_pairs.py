@@ -83,6 +83,22 @@ PAIRS: dict[str, tuple[Term, ...]] = {
         "looks", "n1", looks("misleading"), looks("misleading", "consensus")
     ),
     "`n1` minus its consensus, plain pairs, looks": beyond("looks", "n1", looks("plain"), looks("plain", "consensus")),
+    "consensus with 20 labels minus without, published_even": (
+        Term(1, "published_even", "compare_labels"),
+        Term(-1, "published_even", "compare_dawid_skene"),
+    ),
+    "consensus with 20 labels minus best teacher, published_even": (
+        Term(1, "published_even", "compare_labels"),
+        Term(-1, "published_even", "compare_labels", ("best_teacher",)),
+    ),
+    "`n1_labels` minus `n1`, published_even": (
+        Term(1, "published_even", "n1_labels"),
+        Term(-1, "published_even", "n1"),
+    ),
+    "`two_rounds_n1_labels` minus `two_rounds_n1`, published_even": (
+        Term(1, "published_even", "two_rounds_n1_labels"),
+        Term(-1, "published_even", "two_rounds_n1"),
+    ),
     "consensus of dawid_skene minus vote, correlated": (
         Term(1, "correlated", "compare_dawid_skene"),
         Term(-1, "correlated", "compare_vote"),
