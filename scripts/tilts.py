@@ -1,6 +1,6 @@
 """How often a label-free consensus finds the truth at the published accuracies, over ways to split them.
 
-    python -m scripts.tilts [--splits 100] [--labels 3 5 10 20] [--seed 0] [--out docs/results/tilts.json]
+    python -m scripts.tilts [--splits 100] [--labels 3 5 10 20 50] [--seed 0] [--out docs/results/tilts.json]
 
 The paper prints one accuracy a teacher and finding; sensitivity and specificity, on which every consensus depends, are
 not known. A split is one tilt a teacher, uniform from -1 (says no too often) to 1 (says yes too often), as in
@@ -26,6 +26,7 @@ from data.files import claimed, write_atomic
 from data.phantom import cohort
 from data.phantom.teachers import FIVE, MANNERS, OTHER_RATES, OTHERS, TEACHERS, TILT, published_rates
 
+WRONG = 0.2  # share of labels that are wrong, as those that are read out of reports may be
 SHIPPED = {"published": TILT, "published_even": dict.fromkeys(TEACHERS, 0.0)}
 
 
@@ -50,16 +51,21 @@ def vote(truth: np.ndarray, tilt: dict[str, float], rng: np.random.Generator) ->
     return np.where(refuses[:, :, None], -1, says)
 
 
-def score(truth: np.ndarray, votes: np.ndarray, test: int, labels: Sequence[int]) -> dict[str, float]:
+def score(
+    truth: np.ndarray, votes: np.ndarray, test: int, labels: Sequence[int], rng: np.random.Generator
+) -> dict[str, float]:
     """Mean accuracies over the five findings of the last `test` films, and the lowest of a consensus by finding;
-    "N labels": of the consensus that is told the truth of the first N films, for each of `labels`."""
+    "N labels": of the consensus that is told the truth of the first N films, for each of `labels`; "N labels, some
+    wrong": of the one whose labels are wrong with a chance of WRONG."""
     by_label = {label: votes[:, :, i] for i, label in enumerate((*FIVE, *OTHERS))}
     fits, _ = orient({label: fit_dawid_skene(found) for label, found in by_label.items()}, by_label)
     found = {"dawid_skene": fits}
+    misread = truth ^ (rng.random(truth.shape) < WRONG)
     for n in labels:
-        told = np.where(np.arange(len(truth))[:, None] < n, truth, -1)
-        known = {label: told[:, i] for i, label in enumerate((*FIVE, *OTHERS))}
-        found[f"{n} labels"], _ = orient_by_labels(fits, by_label, known)
+        for name, read in ((f"{n} labels", truth), (f"{n} labels, some wrong", misread)):
+            told = np.where(np.arange(len(truth))[:, None] < n, read, -1)
+            known = {label: told[:, i] for i, label in enumerate((*FIVE, *OTHERS))}
+            found[name], _ = orient_by_labels(fits, by_label, known)
     truth, last = truth[-test:, : len(FIVE)], votes[-test:, :, : len(FIVE)]
     majority = (last == 1).sum(1) > (last == 0).sum(1)
     scores = {}
@@ -99,7 +105,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--films", type=int, default=1560, help="beside the scored ones (default: 1560)")
     parser.add_argument("--test", type=int, default=400, help="scored films (default: 400)")
     parser.add_argument(
-        "--labels", type=int, nargs="+", default=[3, 5, 10, 20], help="films whose truth is told (default: 3 5 10 20)"
+        "--labels",
+        type=int,
+        nargs="+",
+        default=[3, 5, 10, 20, 50],
+        help="films whose truth is told (default: 3 5 10 20 50)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file to write as well")
@@ -118,18 +128,20 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     truth = truths(args.films, args.test, args.seed)
     rng = np.random.default_rng([args.seed, 71])
-    shipped = {name: score(truth, vote(truth, tilt, rng), args.test, args.labels) for name, tilt in SHIPPED.items()}
+    errors = np.random.default_rng([args.seed, 72])
+    rest = (args.test, args.labels, errors)
+    shipped = {name: score(truth, vote(truth, tilt, rng), *rest) for name, tilt in SHIPPED.items()}
     found = []
     for number in range(args.splits):
         tilt = dict(zip(TEACHERS, rng.uniform(-1, 1, len(TEACHERS)).tolist(), strict=True))
-        found.append(score(truth, vote(truth, tilt, rng), args.test, args.labels))
+        found.append(score(truth, vote(truth, tilt, rng), *rest))
         print(f"\rsplit {number + 1} of {args.splits}", end="", flush=True)
     print()
-    sizes = {"films": args.films, "test": args.test, "labels": args.labels, "seed": args.seed}
+    sizes = {"films": args.films, "test": args.test, "labels": args.labels, "wrong": WRONG, "seed": args.seed}
     result = {**sizes, "random": summary(found), **shipped}
     for name in ("random", *shipped):
         for what, value in result[name].items():
-            print(f"{name:15} {what:36} {value:.3g}")
+            print(f"{name:15} {what:44} {value:.3g}")
     if args.out:
         write_atomic(args.out, json.dumps(result, indent=2) + "\n")
         print(f"written: {args.out}")

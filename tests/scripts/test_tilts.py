@@ -31,11 +31,11 @@ def test_scores_by_hand():
     votes = np.repeat(truth[:, None, :], 7, 1).astype(int)
     votes[5, 0, 4] = 1  # one teacher errs once; another refuses a scored film
     votes[4, 1, :] = -1
-    found = tilts.score(truth, votes, 4, [1])
-    assert set(found.values()) == {1.0}
+    found = tilts.score(truth, votes, 4, [1], np.random.default_rng(0))
+    assert {value for name, value in found.items() if "wrong" not in name} == {1.0}
     votes[:, :, 4] = 1 - truth[:, None, 4]  # all are wrong on the last finding
     votes[4, 1, :] = -1
-    found = tilts.score(truth, votes, 4, [1])
+    found = tilts.score(truth, votes, 4, [1], np.random.default_rng(0))
     assert found["vote"] == pytest.approx(0.8) and found["best teacher"] == pytest.approx(0.8)
     low = {"dawid_skene": 0.5, "dawid_skene, worst finding": 0.2, "vote": 0.4, "best teacher": 0.48}
     high = {"dawid_skene": 0.95, "dawid_skene, worst finding": 0.9, "vote": 0.8, "best teacher": 0.7}
@@ -52,9 +52,16 @@ def test_scores_by_hand():
 
 def test_labels_turn_round_what_agreement_has_the_wrong_way():
     truth = tilts.truths(600, 200, 0)
-    found = tilts.score(truth, tilts.vote(truth, dict.fromkeys(TEACHERS, -0.5), np.random.default_rng(0)), 200, [20])
+    found = tilts.score(
+        truth,
+        tilts.vote(truth, dict.fromkeys(TEACHERS, -0.5), np.random.default_rng(0)),
+        200,
+        [50],
+        np.random.default_rng(1),
+    )
     assert found["dawid_skene, worst finding"] < 0.2 and found["dawid_skene"] < found["best teacher"]
-    assert found["20 labels, worst finding"] > 0.7 and found["20 labels"] > found["best teacher"] + 0.1
+    assert found["50 labels, worst finding"] > 0.7 and found["50 labels"] > found["best teacher"] + 0.1
+    assert found["50 labels, some wrong"] > found["best teacher"] + 0.1
 
 
 def test_the_command_is_repeatable_and_refuses_what_is_no_number(tmp_path, capsys):
