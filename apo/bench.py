@@ -41,7 +41,7 @@ from apo.bench_cases import (
 )
 from apo.bench_report import draw_sweep, refuse_figure, results_text
 from data.errors import UserError, run_cli
-from data.files import write_atomic
+from data.files import out_file, write_atomic
 
 ROOT = Path(__file__).parents[1]
 OURS, CACHED, PLAIN = "shared_split", "shared_split_cached", "plain_rows"
@@ -389,12 +389,12 @@ def parse_arguments() -> argparse.Namespace:
         else:
             parser.add_argument(flag, type=int, default=value, metavar="N", help=text)
     parser.add_argument("--cases", default=",".join(CASES), help=f"some of {','.join(CASES)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to FILE")
+    parser.add_argument("--json", type=out_file, metavar="FILE", help="write the result to FILE")
     parser.add_argument("--profile", default="", metavar="CASES", help="print a profile of one step of these cases")
     parser.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="print the tables of results; no run")
     parser.add_argument("--sweep", type=Path, metavar="FILE", help="result file of a sweep, read and continued")
     parser.add_argument("--vary", action="append", default=[], metavar="NAME=N,N", help="with --sweep: what to vary")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the --sweep to FILE.png or FILE.svg")
+    parser.add_argument("--figure", type=out_file, metavar="FILE", help="draw the --sweep to FILE.png or FILE.svg")
     return parser.parse_args()
 
 
@@ -426,15 +426,19 @@ def main() -> None:
     if args.sweep:
         if not varied and not args.figure:
             raise UserError("--sweep needs --vary NAME=N,N to measure or --figure FILE to draw")
+        if varied:
+            out_file(str(args.sweep))
         found = sweep(args.sweep, settings, names, varied) if varied else read_json(args.sweep, "points")
         if args.figure:
             draw_sweep(found, args.figure)
             progress(f"{args.figure}: written")
         return
     result = measure(settings, names, profile=pick_cases(args.profile, "--profile", names))
-    if args.json:
-        write_atomic(args.json, json.dumps(result, indent=1) + "\n")
-    print(results_text(result))
+    try:
+        if args.json:
+            write_atomic(args.json, json.dumps(result, indent=1) + "\n")
+    finally:  # hours of measuring are not lost with a disk that is full by now
+        print(results_text(result))
     for name, table in result["profiles"].items():
         print(f"\n{name}, one step by operation:\n{table}")
 

@@ -44,7 +44,7 @@ from apo.consensus import (
 from apo.labels import Labels, read_labels, refuse_labels
 from data import checkpoints, manifest
 from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
-from data.files import append_jsonl, claimed, dump_line, read_jsonl, refuse_input, sha256_file, write_atomic
+from data.files import append_jsonl, claimed, dump_line, out_file, read_jsonl, refuse_input, sha256_file, write_atomic
 from data.records import ALLOW_OUTSIDE, PLACEHOLDER, image_paths, read_studies, require_images, root_of, write_studies
 from scripts import doctor, machine, side_by_side
 
@@ -200,7 +200,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("checkpoint", help='the stage-one student (full or LoRA); "-" where the strategy needs none')
     parser.add_argument("studies", type=Path, metavar="STUDIES.jsonl")
-    parser.add_argument("--out", type=Path, required=True, help="study file to write")
+    parser.add_argument("--out", type=out_file, required=True, help="study file to write")
     parser.add_argument("--strategy", choices=tuple(STRATEGIES), default="self")
     parser.add_argument("--image-root", type=Path, help="what image paths are relative to (default: folder of STUDIES)")
     parser.add_argument("--allow-outside", action="store_true", help=ALLOW_OUTSIDE)

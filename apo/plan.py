@@ -19,7 +19,7 @@ from apo.bench_report import LINES, Panel, draw_panels, refuse_figure
 from apo.flops import Setup, Study
 from apo.plan_text import show
 from data.errors import UserError, run_cli
-from data.files import write_atomic
+from data.files import out_file, refuse_input, write_atomic
 from scripts.settings import as_bool, as_count, as_list, read_config, stage_of
 
 TEXT_TOKENS = 60  # system prompt, question and the marks of the chat template
@@ -59,8 +59,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     ):
         default_text = "" if default is None else f" (default: {default:g})"
         parser.add_argument(flag, type=number(flag, kind, most), default=default, help=text + default_text)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number to FILE, too")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw FLOP ratios over lengths and N (.svg, .png)")
+    parser.add_argument("--json", type=out_file, metavar="FILE", help="write every number to FILE, too")
+    parser.add_argument(
+        "--figure", type=out_file, metavar="FILE", help="draw FLOP ratios over lengths and N (.svg, .png)"
+    )
     args = parser.parse_args(argv)
     refuse_figure(args.figure)
     return args
@@ -319,6 +321,9 @@ def in_gib(parts) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     settings = read_training(args.config) if args.config else {}
+    if args.json:
+        read = (args.config, settings.get("deepspeed"), Path(str(settings.get("model")), "config.json"))
+        refuse_input(args.json, *map(str, filter(None, read)), option="--json")
     config, model = resolve_model(settings, args.config, args.model_size)
     plan = make_plan(config, settings, args)
     print(show(plan, model, args))

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.errors import UserError, refuse_below_one, run_cli
-from data.files import atomic_open, dump, write_atomic
+from data.files import atomic_open, dump, out_file, write_atomic
 
 STUDIES = 24_426  # of CXR-MAX, each with the trajectories of seven teachers: 170,982
 TEACHERS = ("sonnet-4", "gpt-5-nano", "glm-4.5v", "gemini-2.5-flash-lite", "moonshot-v1", "qwen-vl-max", "grok-4")
@@ -169,7 +169,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--characters", type=int, default=CHARACTERS, help=f"of a text (default: {CHARACTERS})")
     parser.add_argument("--folder", type=Path, help="where to make a temporary folder (default: the system's)")
     parser.add_argument("--seed", type=int, default=0, help="of the texts (default: 0)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    parser.add_argument("--json", type=out_file, metavar="FILE", help="write the results there too")
     args = parser.parse_args(argv)
     refuse_below_one(args, "studies", "characters")
     words = args.times.split(",")

@@ -25,7 +25,7 @@ from typing import Any
 from data.cxr_columns import Columns, NoColumns, film_of, find_columns, labels_of, parse_columns, texts_of
 from data.cxr_source import Rows, open_source
 from data.errors import Problems, UserError, run_cli
-from data.files import StrPath
+from data.files import StrPath, refuse_input
 from data.findings import is_refusal
 from data.mimic_cxr import MISSING, PROMPT, SHOWN, add_common, check_root, listed, make_record, prompt_for, write_all
 from data.mimic_reports import open_reports
@@ -87,7 +87,8 @@ def build(
         film, "left_out": files without trajectories}.
 
     Raises:
-        UserError: unreadable source, columns that cannot be told, missing tables, duplicates, or nothing to write.
+        UserError: unreadable source, columns that cannot be told, missing tables, duplicates, nothing to write, or an
+            `out` that is, or the next time would be, among what is read.
     """
     check_root(root, film_check)
     prompt_for(prompt, 1)
@@ -96,6 +97,9 @@ def build(
     paths = {kind: find_table(folder, kind) for kind in ("metadata", "split")}
     if labels in LABEL_TABLES:
         paths["labels"] = find_table(folder, LABEL_TABLES[labels])
+    refuse_input(out, source, *paths.values(), *filter(None, [reports]))
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(source)):
+        raise UserError(f"--out {out}: is in the folder of --source, and would be read the next time; choose another")
     read_report = open_reports(reports) if reports else None
     opened = open_source(source, streaming=limit is not None)
     with _store(out) as store:

@@ -64,10 +64,26 @@ def open_text(path: StrPath, **options: Any) -> IO[str]:
     return opened(path, "rt", encoding="utf-8-sig", **options)
 
 
-def refuse_input(out: StrPath, *paths: StrPath) -> None:
-    """Raise UserError when --out is one of the files that are read, under whatever name."""
+def refuse_input(out: StrPath, *paths: StrPath, option: str = "--out") -> None:
+    """Raise UserError when `out`, what `option` names, is one of the files that are read, under whatever name."""
     if os.path.realpath(out) in map(os.path.realpath, paths):
-        raise UserError(f"--out {out}: is the input file; choose another")
+        raise UserError(f"{option} {out}: is the input file; choose another")
+
+
+def out_file(text: str) -> Path:
+    """An argparse type, for a file to write: asked at the start whether that will be possible, not after the work.
+
+    Raises:
+        UserError: it is, or ends like, a folder, or nothing can be written where it is to be.
+    """
+    from scripts.machine import write_problem  # which needs this module itself
+
+    path = Path(text)
+    if text.endswith(os.sep) or (path.exists() and not path.is_file()):
+        raise UserError(f"{text}: is not a regular file; name a file to write")
+    if problem := write_problem(f"{text}: its folder", Path(os.path.realpath(text)).parent):
+        raise UserError(problem)
+    return path
 
 
 @contextlib.contextmanager

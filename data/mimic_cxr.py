@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from data.errors import UserError, run_cli
-from data.files import StrPath
+from data.files import StrPath, out_file, refuse_input
 from data.mimic_reports import find_reports, open_reports
 from data.mimic_tables import (
     LABEL_TABLES,
@@ -96,7 +96,8 @@ def build(
         "missing": the first ten studies whose film is missing}.
 
     Raises:
-        UserError: missing or damaged tables, counts that are not the published ones, or no record to write.
+        UserError: missing or damaged tables, counts that are not the published ones, no record to write, or an `out`
+            that is one of the files that are read.
     """
     check_root(root, film_check)
     prompt_for(prompt, 1)
@@ -105,6 +106,7 @@ def build(
     if labels != "none":
         paths["labels"] = find_table(folder, LABEL_TABLES[labels])
     reports = find_reports(root) if reports is None else reports
+    refuse_input(out, *paths.values(), *filter(None, [reports]))
     read_report = open_reports(reports) if reports else None
     splits = read_splits(paths["split"], partial=partial)
     codes = read_labels(paths["labels"], labels, partial=partial) if "labels" in paths else {}
@@ -255,7 +257,7 @@ def describe(counts: dict[str, Any], out: StrPath) -> str:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Options that both MIMIC-CXR commands have."""
-    parser.add_argument("--out", required=True, help="study records to write")
+    parser.add_argument("--out", type=out_file, required=True, help="study records to write")
     parser.add_argument(
         "--tables", help="folder of the mimic-cxr-2.x.x-*.csv.gz tables (default: the root of the films)"
     )

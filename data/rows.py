@@ -15,7 +15,7 @@ from collections import Counter
 from typing import Any, Literal
 
 from data.errors import Problems, UserError, run_cli
-from data.files import StrPath, atomic_open, dump, dump_line
+from data.files import StrPath, atomic_open, dump, dump_line, out_file
 from data.records import ALLOW_OUTSIDE, SPLITS, did_you_mean, image_paths, image_problems, numbered_studies, root_of
 from data.row_checks import KINDS, Kind, check_rows, file_kind, same_text, turn
 
@@ -283,7 +283,7 @@ def _arguments() -> argparse.Namespace:
         command.add_argument("studies", help="study records, one JSON object a line (data/README.md)")
         command.add_argument("--split", required=True, choices=SPLITS)
         command.add_argument("--image-root", help="folder that image paths start from (default: that of STUDIES)")
-        command.add_argument("--out", required=True, help="rows file to write")
+        command.add_argument("--out", type=out_file, required=True, help="rows file to write")
         command.add_argument("--check-images", action="store_true", help="decode every image, not only look for it")
         command.add_argument("--allow-outside", action="store_true", help=ALLOW_OUTSIDE)
         if kind == "sft":

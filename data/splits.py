@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data.errors import Problems, UserError, run_cli
-from data.files import StrPath, refuse_input
+from data.files import StrPath, out_file, refuse_input
 from data.records import SPLITS, numbered_studies, read_studies, write_studies
 
 
@@ -143,7 +143,7 @@ def main() -> None:
         prog="python -m data.splits", description="Split studies by patient, or check that no patient is on two sides."
     )
     parser.add_argument("studies", nargs="+", help="study records; several files only with --check")
-    parser.add_argument("--out", help="file to write")
+    parser.add_argument("--out", type=out_file, help="file to write")
     parser.add_argument("--validate", type=float, default=0.02, help="part for validate (default: %(default)s)")
     parser.add_argument("--test", type=float, default=0.1, help="part for test (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)

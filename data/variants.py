@@ -33,7 +33,7 @@ from pathlib import Path
 from apo.consensus import ORDER, plain_sentence, study_rng
 from data import manifest
 from data.errors import UserError, refuse_below_one, run_cli
-from data.files import read_jsonl, refuse_input
+from data.files import out_file, read_jsonl, refuse_input
 from data.findings import FIVE, read_findings, summarise
 from data.records import PLACEHOLDER, did_you_mean, read_studies, write_studies
 from data.rows import ok_trajectories
@@ -255,7 +255,7 @@ def drop_voice(studies: Sequence[dict], name: str) -> Counter:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m data.variants", description=__doc__.split("\n\n")[0])
     parser.add_argument("studies", type=Path, metavar="STUDIES.jsonl")
-    parser.add_argument("--out", type=Path, required=True, help="study file to write")
+    parser.add_argument("--out", type=out_file, required=True, help="study file to write")
     parser.add_argument("--negatives", default="all", metavar="MODE", help=", ".join(MODES))
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
     parser.add_argument("--weights", choices=("none", "error"), default="none", help="weights of the negatives")
@@ -271,7 +271,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--drop-voice", metavar="NAME", help="take a trajectory out")
     args = parser.parse_args(argv)
     refuse_below_one(args, "films")
-    refuse_input(args.out, args.studies)
+    refuse_input(args.out, args.studies, *(given.partition("=")[2] for given in args.add_voice))
     return args
 
 

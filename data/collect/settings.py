@@ -14,7 +14,9 @@ import yaml
 
 from data.collect.prompts import TEMPLATES
 from data.errors import UserError
+from data.files import out_file, refuse_input
 from data.records import did_you_mean
+from scripts.machine import write_problem
 
 MODES = ("live", "batch")
 MAX_TOKENS_FIELDS = ("max_tokens", "max_completion_tokens")
@@ -118,8 +120,10 @@ def read_config(path: str | os.PathLike[str], *, out: str | None = None) -> Conf
     out = out or raw.get("out")
     if not out:
         raise UserError(f"{path}: no place for the result; set out or give --out STUDIES.jsonl")
-    if os.path.realpath(out) == os.path.realpath(raw["studies"]):
-        raise UserError(f"{path}: out would replace the manifest {raw['studies']}; name another file")
+    refuse_input(out_file(out), path, raw["studies"], option=f"{path}: out")
+    store = raw.get("store") or str(Path(out).with_suffix("")) + ".answers"
+    if problem := write_problem(f"{path}: store", Path(store)):
+        raise UserError(problem)
     budget = raw.get("budget")
     if budget is not None and not _number(budget, 0):
         raise UserError(f"{path}: budget must be a number of 0 or more, or null for none")
@@ -136,7 +140,7 @@ def read_config(path: str | os.PathLike[str], *, out: str | None = None) -> Conf
     return Config(
         studies=raw["studies"],
         out=out,
-        store=raw.get("store") or str(Path(out).with_suffix("")) + ".answers",
+        store=store,
         teachers=teachers,
         image_root=raw.get("image_root"),
         budget=budget,

@@ -23,6 +23,7 @@ from pathlib import Path
 from data.errors import UserError, run_cli
 from data.files import write_atomic
 from data.phantom import qwen_tokenizer
+from scripts.machine import write_problem
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,13 @@ def build_student(
         shape: sizes; `shape.vocab` is ignored by "qwen".
 
     Returns the number of parameters, the tied embedding counted once. Raises UserError for sizes that do not fit
-    together, a folder that is in use, no texts, or dashscope missing for "qwen".
+    together, a folder that is in use or cannot be written, no texts, or dashscope missing for "qwen".
     """
     _check(shape)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already and is not an empty folder; choose another --out or remove it")
+    if problem := write_problem("--out", out.parent):
+        raise UserError(problem)
     if tokenizer == "qwen":
         bpe, vocab = qwen_tokenizer.published_bpe(), qwen_tokenizer.PUBLISHED_VOCAB_SIZE
     elif tokenizer == "bpe":

@@ -213,6 +213,8 @@ def test_a_case_that_fails_is_named_with_the_end_of_its_log(tmp_path, monkeypatc
         (["--sweep", "s.json", "--figure", "f.pdf"], "must end in .png or .svg"),
         (["--sweep", "s.json", "--figure", "f.svg"], "s.json: cannot be read as JSON"),
         (["--table", "missing.json"], "missing.json: cannot be read as JSON"),
+        (["--json", "new/"], "new/: is not a regular file"),
+        (["--sweep", ".", "--vary", "negatives=1"], ".: is not a regular file"),
     ],
 )
 def test_refuses_bad_arguments(argv, message, tmp_path, monkeypatch):
@@ -231,6 +233,15 @@ def test_a_table_of_something_else_is_refused(text, key, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bench", "--table", str(tmp_path / "b.json")])
     with pytest.raises(UserError, match=f"b.json: has no '{key}'"):
         bench.main()
+
+
+def test_a_result_that_cannot_be_written_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "measure", lambda *args, **more: (tmp_path / "b.json").mkdir() or {"profiles": {}})
+    monkeypatch.setattr(bench, "results_text", lambda result: "the table")
+    monkeypatch.setattr(sys, "argv", ["bench", "--json", str(tmp_path / "b.json")])
+    with pytest.raises(UserError, match=r"b\.json: is not a regular file"):
+        bench.main()
+    assert capsys.readouterr().out == "the table\n"
 
 
 @pytest.fixture

@@ -485,6 +485,15 @@ def test_bad_configurations_are_refused(tmp_path, lines, complaint):
         main([str(config)])
 
 
+def test_json_takes_the_place_of_nothing_that_is_read(tmp_path):
+    config, model = tmp_path / "run.yaml", tmp_path / "model"
+    model.mkdir()
+    config.write_text(f"model: {model}\ndeepspeed: {tmp_path}/zero.json\n", encoding="utf-8")
+    for path in (config, model / "config.json", tmp_path / "zero.json"):
+        with pytest.raises(UserError, match=f"--json {path}: is the input file; choose another"):
+            main([str(config), "--json", str(path)])
+
+
 def test_the_figure_has_the_ratios_of_the_plan(tmp_path):
     config = shapes.released_config("7B")
     shape, study, setup = shapes.shape_of(config), Study(600, 500, 200, 7), Setup()

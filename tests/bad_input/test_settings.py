@@ -168,7 +168,7 @@ COLLECT = {
     ),
     "no teachers": ({"teachers": []}, "teachers must be a list with at least one teacher"),
     "manifest missing": ({"studies": "none.jsonl"}, "none.jsonl: cannot be read"),
-    "out is the manifest": ({"studies": "studies.jsonl", "out": "studies.jsonl"}, "out would replace the manifest"),
+    "out is the manifest": ({"studies": "studies.jsonl", "out": "studies.jsonl"}, "studies.jsonl: is the input file"),
 }
 
 

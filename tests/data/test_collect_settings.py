@@ -102,13 +102,18 @@ def test_bad_teachers(tmp_path, change, match):
         ({"budget": "20"}, "budget must be a number"),
         ({"budget": 20}, "a budget needs price_in and price_out"),
         ({"out": None}, "no place for the result"),
-        ({"out": "./films.jsonl"}, "would replace the manifest"),
+        ({"out": "./films.jsonl"}, "out films.jsonl: is the input file; choose another"),
+        ({"out": "c.yaml"}, "out c.yaml: is the input file"),
+        ({"out": "films/"}, "is not a regular file; name a file to write"),
+        ({"out": "c.yaml/out.jsonl"}, "its folder .*c.yaml is not a folder"),
+        ({"store": "c.yaml"}, "store c.yaml: .*c.yaml is not a folder"),
         ({"defaults": {"zero_retention": True}}, "may not set zero_retention"),
         ({"without_diagnoses": "drop"}, "without_diagnoses"),
         ({"studies": ""}, "studies must be a path"),
     ],
 )
-def test_bad_configs(tmp_path, changes, match):
+def test_bad_configs(tmp_path, changes, match, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     refused(tmp_path, match, **changes)
 
 

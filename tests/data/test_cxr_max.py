@@ -437,6 +437,15 @@ def test_bad_sources(root, clone, name, content, what):
     assert not (root.parent / "studies.jsonl").exists()
 
 
+@pytest.mark.parametrize("name", ["a.csv", "new.jsonl", "mimic-cxr-2.0.0-split.csv.gz", "mimic-cxr-reports.zip"])
+def test_out_is_not_among_what_is_read(root, clone, name):
+    write(clone / "a.csv", rows())
+    out = root / name if name.startswith("mimic") else clone / name
+    before = out.read_bytes() if out.exists() else None
+    assert "choose another" in refusal(build, str(clone), root, out, reports=root / "mimic-cxr-reports.zip")
+    assert (out.read_bytes() if out.exists() else None) == before
+
+
 def test_no_such_source(root, tmp_path):
     assert "no such file or folder, and no Hub id" in refusal(load, tmp_path / "nowhere", root)
 

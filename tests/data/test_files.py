@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from data.errors import Problems, UserError, run_cli
-from data.files import append_jsonl, atomic_open, dump_line, first_places, read_jsonl, sha256_file, write_atomic
+from data.files import (
+    append_jsonl,
+    atomic_open,
+    dump_line,
+    first_places,
+    out_file,
+    read_jsonl,
+    sha256_file,
+    write_atomic,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,6 +100,26 @@ def test_a_path_below_a_file_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot be written .* choose another place"):
         write_atomic(tmp_path / "file" / "below.txt", "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "is not a regular file; name a file to write"),
+        ("new/", "new/: is not a regular file; name a file to write"),
+        ("file/a/below.txt", r"below.txt: its folder .*file is not a folder; choose another"),
+        ("locked/new/below.txt", r"below.txt: its folder .*locked cannot be written to; choose another"),
+    ],
+)
+def test_a_file_that_could_not_be_written_is_refused_before_the_work(tmp_path, monkeypatch, name, message):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _: "locked" not in str(path))  # to root, everything is open
+    with pytest.raises(UserError, match=message):
+        out_file(f"{tmp_path}/{name}")
+    assert out_file(f"{tmp_path}/file") == tmp_path / "file"
+    assert out_file(f"{tmp_path}/new/deep/below.txt") == tmp_path / "new/deep/below.txt"
+    assert not (tmp_path / "new").exists()
 
 
 def test_read_jsonl_numbers_lines_and_passes_over_blank_ones(tmp_path):

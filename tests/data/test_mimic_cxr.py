@@ -255,6 +255,8 @@ def test_wrong_roots_and_options(root, tmp_path):
     assert len(records(root, film_check=False)[1]) == 5
     (root / "later").rename(root / "files")
     assert "write <image> exactly once" in refusal(records, root, prompt="no film")
+    for name in ("mimic-cxr-2.0.0-metadata.csv.gz", "mimic-cxr-reports.zip"):
+        assert f"{name}: is the input file" in refusal(build, root, root / name)
     (root / "mimic-cxr-2.1.0-split.csv").write_text("study_id,split\n")
     assert "several split tables" in refusal(records, root)
 

@@ -178,6 +178,8 @@ def test_a_used_folder_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not an empty folder"):
         build_student(tmp_path, seed=0, texts=TEXTS)
+    with pytest.raises(UserError, match=r"--out .*notes.txt is not a folder"):
+        build_student(tmp_path / "notes.txt" / "student", seed=0, texts=TEXTS)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 

@@ -255,8 +255,9 @@ def test_command_line(tmp_path, capsys):
     ):
         with pytest.raises(UserError, match=message):
             main([str(path), "--out", str(out), *words])
-    with pytest.raises(UserError, match="is the input file"):
-        main([str(path), "--out", str(path)])
+    for words in ([str(path)], [str(out), "--add-voice", f"a={path}"]):
+        with pytest.raises(UserError, match="is the input file"):
+            main([*words, "--out", str(path)])
     assert out.read_bytes() == first
 
 
