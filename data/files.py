@@ -207,7 +207,7 @@ def parse_line(raw: bytes, where: str) -> Any:
             "save the file as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8 converts the usual other encoding)"
         ) from error
     try:
-        return _DECODER.decode(text)
+        return _DECODER.decode(text.rstrip("\r\n"))  # at the line's end, the column is one of the next line otherwise
     except json.JSONDecodeError as error:
         hint = "write one JSON value on each line"
         if text.strip() in ("[", "{"):

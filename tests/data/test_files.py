@@ -135,6 +135,8 @@ def test_read_jsonl_numbers_lines_and_passes_over_blank_ones(tmp_path):
         ('{"a": 1}\n'.encode("utf-16"), r":1: is UTF-16, not UTF-8; .*\(iconv -f UTF-16 -t UTF-8 converts it\)$"),
         (b"\xfe\xff\x00{\x00}\x00\n", ":1: is UTF-16, not UTF-8"),
         (b'{"a": 1}\n{"a": }\n', r":2: not JSON at column 7 .*; write one JSON value on each line"),
+        (b'{"a": 1,\n', r":1: not JSON at column 9 "),
+        (b'{"a": 1,\r\n', r":1: not JSON at column 9 "),
         (b'[\n {"a": 1}\n]\n', r":1: not JSON .*one indented JSON document: write one object a line \(jq"),
         (b'{"a": NaN}\n', ":1: NaN is not JSON; write a number or null"),
         (b'{"a": -Infinity}\n', ":1: -Infinity is not JSON; write a number or null"),
