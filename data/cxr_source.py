@@ -112,7 +112,10 @@ def _reader(path: Path) -> Callable[[], Rows]:
                     raise UserError(f"{path}:{number}: is no object; each row must be an object of named columns")
                 yield f"{path}:{number}", row
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
+            # Raised while a block is read ahead: which line it was in is looked for.
+            with open_text(path, errors="surrogateescape") as source:
+                number = next(n for n, line in enumerate(source, 1) if any("\ud800" <= c <= "\udfff" for c in line))
+            raise UserError(f"{path}:{number}: not UTF-8; mend that line, or save the file as UTF-8") from error
         except (EOFError, gzip.BadGzipFile) as error:
             raise UserError(f"{path}: cut off or damaged; download it again") from error
         except OSError as error:
