@@ -66,9 +66,9 @@ def write(out: StrPath, inputs: Mapping[str, StrPath], settings: Mapping[str, An
 
 
 def stale(path: StrPath) -> list[str]:
-    """One line for each file that is not what the manifest of `path` says; [] when all are, or without a manifest.
+    """One line for each file that is not what the manifest of `path` says; [] when all are, or without a sidecar.
 
-    Raises UserError for a manifest that cannot be read.
+    Raises UserError for a manifest that cannot be read, and for a sidecar that holds none.
     """
     folder = os.path.isdir(path)
     note = Path(path) / LAUNCH if folder else sidecar(path)
@@ -79,12 +79,13 @@ def stale(path: StrPath) -> list[str]:
         if folder:
             output, named = None, [whole["config"], *whole["datasets"]]
         else:
-            found = whole.get(KEY, {})
-            output, named = found.get("output"), list(found.get("inputs", {}).values())
+            found = whole[KEY]
+            output, named = found.get("output"), list(found["inputs"].values())
         inputs = [(one["path"], one["sha256"]) for one in named]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{note}: damaged ({type(error).__name__}); what made {path} is unknown, make it anew"
+            f"{note}: damaged, or without a manifest ({type(error).__name__}); what made {path} is unknown; "
+            "make it anew"
         ) from None
     lines = []
     if output and sha256_file(path) != output:

@@ -92,8 +92,9 @@ def test_stale_and_mixed_outputs_are_recognised(world, monkeypatch):
     assert "note: " in told and "is not the file that out.jsonl.meta.json describes" in told
     world.studies.unlink()
     refused(world, monkeypatch, ["manifest", out], "studies.jsonl is not there any more")
-    manifest.sidecar(out).write_text("{")
-    refused(world, monkeypatch, ["manifest", out], "meta.json: damaged")
+    for text in ("{", "{}", '{"manifest": {}}'):
+        manifest.sidecar(out).write_text(text)
+        refused(world, monkeypatch, ["manifest", out], "meta.json: damaged")
     manifest.sidecar(out).unlink()
     refused(world, monkeypatch, ["manifest", out], "has no manifest")
 
