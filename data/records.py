@@ -136,6 +136,16 @@ def root_of(path: StrPath, image_root: StrPath | None = None) -> str:
     return os.path.abspath(image_root)
 
 
+def tell_root(out: StrPath, studies: StrPath) -> None:
+    """Say what --image-root the file `out`, made of `studies`, needs where it is in another folder."""
+    root = root_of(studies)
+    if root_of(out) != root:
+        print(
+            f"note: image paths start where those of {studies} do: give later commands the same --image-root "
+            f"({root} if it needed none)"
+        )
+
+
 def image_paths(study: dict, root: StrPath) -> list[str]:
     """Absolute paths of a study's images, in the order of its <image> tags."""
     return [os.path.join(os.path.abspath(root), *name.split("/")) for name in study["images"]]

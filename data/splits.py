@@ -15,7 +15,7 @@ from typing import Any
 
 from data.errors import Problems, UserError, run_cli
 from data.files import StrPath, out_file, refuse_input
-from data.records import SPLITS, numbered_studies, read_studies, write_studies
+from data.records import SPLITS, numbered_studies, read_studies, tell_root, write_studies
 
 
 def assign(
@@ -159,6 +159,7 @@ def main() -> None:
         raise UserError("--out takes one file of studies; join them first (cat A.jsonl B.jsonl > ALL.jsonl)")
     parts = {"validate": options.validate, "test": options.test, "seed": options.seed, "count": options.count}
     print(describe(split_file(options.studies[0], options.out, **parts), options.out))
+    tell_root(options.out, options.studies[0])
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from data import manifest
 from data.errors import UserError, refuse_below_one, run_cli
 from data.files import out_file, read_jsonl, refuse_input
 from data.findings import FIVE, read_findings, summarise
-from data.records import PLACEHOLDER, did_you_mean, read_studies, write_studies
+from data.records import PLACEHOLDER, did_you_mean, read_studies, tell_root, write_studies
 from data.rows import ok_trajectories
 
 SPLITS = ("train", "validate")
@@ -309,6 +309,7 @@ def main(argv: list[str] | None = None) -> None:
     for what, count in counts.items():
         print(f"{what}: {count}")
     print(f"written: {args.out} ({len(studies)} studies, those of other splits than train and validate unchanged)")
+    tell_root(args.out, args.studies)
 
 
 if __name__ == "__main__":

@@ -121,6 +121,9 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x", file, "--check"])
     main()
     assert capsys.readouterr().out == shown
+    monkeypatch.setattr(sys, "argv", ["x", given, "--out", str(tmp_path / "elsewhere/s.jsonl")])
+    main()
+    assert f"give later commands the same --image-root ({tmp_path} if it needed none)\n" in capsys.readouterr().out
     for wrong in (["x", file], ["x", file, "--check", "--out", file], ["x", file, file, "--out", file]):
         monkeypatch.setattr(sys, "argv", wrong)
         refusal(main)

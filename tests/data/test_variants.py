@@ -243,7 +243,9 @@ def test_command_line(tmp_path, capsys):
     assert len(train["trajectories"]) == 4 and len(test["trajectories"]) == 5
     assert set(train["consensus"]["audit"]["negative_weights"]) == set(speakers(train))
     printed = capsys.readouterr().out
-    assert "negatives before: 5" in printed and "negatives after: 4" in printed
+    assert "negatives before: 5" in printed and "negatives after: 4" in printed and "--image-root" not in printed
+    main([str(path), "--out", str(tmp_path / "elsewhere/out.jsonl")])
+    assert f"give later commands the same --image-root ({tmp_path} if it needed none)\n" in capsys.readouterr().out
     first = out.read_bytes()
     main([str(path), "--out", str(out), "--negatives", "conflicting", "--weights", "error"])
     assert out.read_bytes() == first
