@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from data.collect.prompts import TEMPLATES
+from data.collect.prompts import DIAGNOSES, TEMPLATES
 from data.errors import UserError
 from data.files import out_file, refuse_input
 from data.records import did_you_mean
@@ -218,6 +218,9 @@ def _check_teacher(given: dict, where: str) -> None:
         raise UserError(f"{where}: prompt must be {' or '.join(TEMPLATES)}, or a text of your own")
     if prompt not in TEMPLATES and not re.search(r"\s", prompt.strip()):
         raise UserError(f"{where}: no prompt of that name; {did_you_mean(prompt, TEMPLATES)}")
+    for name in re.findall(r"\{\s*\w+\s*\}", prompt):
+        if name != DIAGNOSES:
+            raise UserError(f"{where}: prompt holds {name[:40]}, which nothing fills in; only {DIAGNOSES} is known")
     extra = given.get("extra", {})
     if not isinstance(extra, dict) or not all(isinstance(name, str) for name in extra):
         raise UserError(f"{where}: extra must be a mapping of request fields")

@@ -74,6 +74,8 @@ def test_the_example_reads_and_holds_seven_teachers():
         ({"model": ""}, "model is missing"),
         ({"name": 4}, "name is missing or no plain text"),
         ({"prompt": "givn_diagnoses"}, "did you mean 'given_diagnoses'"),
+        ({"prompt": "Explain {diagnoses} by {report}."}, r"prompt holds {report}, which nothing fills in; only"),
+        ({"prompt": "Explain { diagnoses }."}, "prompt holds { diagnoses }, which nothing fills in"),
         ({"image_size": 12}, "image_size must be a whole number of at least 64"),
         ({"image_quality": 101}, "1 to 100"),
         ({"concurrency": 2.5}, "concurrency must be a whole number"),
