@@ -385,8 +385,13 @@ async def _call(run: Run, ask: Callable[[], Awaitable[T]]) -> T:
 
 
 def _sweep(run: Run) -> None:
-    """Remove request files, which hold films, that an earlier run left behind."""
+    """Remove request files, which hold films, that an earlier run left behind; say which may be at the provider."""
     for path in run.store.path("batches", run.teacher.name).with_suffix("").glob("*"):
+        if path.suffix == ".jsonl":
+            run.display.say(
+                f"{run.teacher.name}: no upload of {path.name} was noted by a run that ended; if it is among the "
+                "provider's files all the same, delete it there: it holds films"
+            )
         path.unlink()
 
 

@@ -298,6 +298,7 @@ def test_request_files_that_belong_to_no_batch_are_removed(world, capsys):
     left.write_text("a film")
     assert collect(world) == 0
     assert not left.exists()
+    assert "no upload of stray.jsonl was noted" in capsys.readouterr().err
 
 
 def test_a_file_that_was_not_uploaded_goes_nowhere_later(world, capsys):
