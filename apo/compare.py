@@ -50,6 +50,8 @@ from scripts import doctor, machine, side_by_side
 
 WHOLE = (1, 1)  # the shard that is all of the file
 VERDICTS = {"turned": "turned round", "kept": "confirmed", "undecided": "too few labels to tell"}
+# What `self` writes depends on these, and no other strategy looks at them.
+SELF = ("seed", "max_new_tokens", "max_length", "temperature", "cut_off")
 NOT_ONE = "{}: not one consensus could be made; nothing was written"
 
 Write = Callable[[Sequence[tuple[str, Sequence[str]]]], list[tuple[str, str]]]
@@ -254,6 +256,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         raise UserError(f"--compose {args.compose}: {args.strategy} does not compose its text; leave it out")
     refuse_labels(args)
     refuse_input(args.out, args.studies, *filter(None, [args.labels]))
+    args.unused = [] if args.checkpoint == "-" else [args.checkpoint]
+    args.unused += [f"--{name.replace('_', '-')}" for name in SELF if getattr(args, name) != parser.get_default(name)]
     return args
 
 
@@ -262,8 +266,8 @@ def main(argv: list[str] | None = None) -> int:
     doctor.before("evaluate", args.out)
     if args.strategy in NEEDS_MODEL:
         info = checkpoints.describe(args.checkpoint, args.base)
-    elif args.checkpoint != "-":
-        print(f"note: {args.strategy} needs no model; {args.checkpoint} is not used")
+    elif args.unused:
+        print(f"note: {args.strategy} needs no model and draws nothing; not used: {', '.join(args.unused)}")
     root = root_of(args.studies, args.image_root)
     studies, chosen = selected(args, root)
     if args.strategy in NEEDS_MODEL:

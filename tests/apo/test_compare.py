@@ -145,6 +145,14 @@ def test_labels_of_training_studies_are_used_and_told(studies, capsys):
         compare.main(["-", str(studies), "--out", str(labels), *flags])
 
 
+def test_what_a_strategy_does_not_use_is_said(studies, capsys):
+    run(studies, "--strategy", "vote", checkpoint="-")
+    assert "not used" not in capsys.readouterr().out
+    run(studies, "--strategy", "vote", "--temperature", "0.7", "--cut-off", "keep", checkpoint="some/student")
+    told = capsys.readouterr().out
+    assert "note: vote needs no model and draws nothing; not used: some/student, --temperature, --cut-off\n" in told
+
+
 def test_quote_form_is_passed_on(studies):
     _, out = run(studies, "--strategy", "vote", "--compose", "quote", checkpoint="-")
     first = load(out, studies.parent)[0]["consensus"]
@@ -362,6 +370,7 @@ def test_a_shard_without_a_study_of_the_split_is_written_as_it_is(studies, fake)
         (["--strategy", "vote", "--processes", "2"], "-", "--processes: vote is fitted on all studies"),
         (["--strategy", "vote", "--batch-size", "0"], "-", "at least 1"),
         (["--strategy", "vote", "--temperature", "-1"], "-", "must not be negative"),
+        (["--strategy", "vote", "--out", "new/"], "-", "new/: is not a regular file; name a file to write"),
     ],
 )
 def test_bad_options_are_named(studies, flags, checkpoint, complaint):
