@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from apo.refusals import of_adapter
+
 IDENTITY, COMPLETE = "identity.json", "complete.json"
 # What a model's configuration says that no number depends on, or that identity.json has under a name of its own.
 UNUSED = ("transformers_version", "architectures", "use_cache", "dtype", "torch_dtype")
@@ -57,9 +59,8 @@ def reference_parameters(model: nn.Module, adapter: str | None) -> Iterator[tupl
     """Parameters that the reference uses: the base model, and `adapter` where the reference is one."""
     own = "ref_adapter" if adapter is None else adapter
     for name, parameter in model.named_parameters():
-        is_adapter = ".lora_" in name or ".modules_to_save." in name
-        if not is_adapter or f".{own}" in name:
-            name = name.removeprefix("base_model.model.")
+        if not of_adapter(name) or f".{own}" in name:
+            name = name.removeprefix("base_model.model.").replace(".token_adapter.base_layer", "")
             yield name.replace(".base_layer", "").replace(".original_module", ""), parameter
 
 

@@ -1,5 +1,6 @@
 """The reference cache: exact, resumable, and never silently wrong."""
 
+import copy
 import json
 import math
 import os
@@ -151,10 +152,13 @@ def test_lora_and_full_copies_of_one_model_are_the_same_reference():
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 4), nn.Linear(4, 8))
     plain = weights_digest(reference_parameters(model, None))
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["0"]))
-    assert weights_digest(reference_parameters(adapted, None)) == plain
+    for more in ({}, {"modules_to_save": ["2"]}, {"use_dora": True}, {"trainable_token_indices": {"0": [1]}}):
+        adapted = get_peft_model(copy.deepcopy(model), LoraConfig(r=2, target_modules=["1"], **more))
+        assert weights_digest(reference_parameters(adapted, None)) == plain, more
+        names = [name for name, _ in reference_parameters(adapted, None)]
+        assert names == [name for name, _ in model.named_parameters()], "a cache of an earlier version is still read"
 
 
 def test_config_digest_sees_settings_and_no_names(student_dir):
