@@ -1,8 +1,10 @@
-"""A pool of worker processes that Ctrl-C cannot leave behind, nor hang."""
+"""A pool of worker processes that neither Ctrl-C nor the end of its parent can leave behind, nor hang."""
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import resource_tracker
@@ -27,6 +29,16 @@ class _Pool(ProcessPoolExecutor):
             return super().submit(*args, **kwargs)
 
 
+def _end_with_parent() -> None:
+    """Let this worker end when its parent was killed: waiting for a task, it would not notice, and wait for ever."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextlib.contextmanager
 def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """A `ProcessPoolExecutor` of `workers` spawned processes. Left by an exception, a signal's too, it drops what has
@@ -34,7 +46,7 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     # It lifts SIGINT's block when it starts, which would be within the first `submit`.
     resource_tracker.ensure_running()
     # spawn: the caller may have threads (torch), which a forked process must not inherit.
-    pool = _Pool(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = _Pool(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     try:
         yield pool
     finally:

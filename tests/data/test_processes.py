@@ -78,6 +78,13 @@ def test_ctrl_c_ends_the_pool_and_its_workers(work, lines, signals, status):
     assert said == "interrupted\n"
 
 
+def test_workers_end_with_a_parent_that_is_killed(work):
+    for _ in range(3):
+        assert work.stdout.readline()
+    work.kill()
+    assert work.wait(timeout=60) == -signal.SIGKILL  # the fixture looks for what is left
+
+
 def test_results_and_errors_come_through():
     with process_pool(2) as pool:
         assert list(pool.map(abs, [-1, 2, -3])) == [1, 2, 3]
