@@ -18,6 +18,7 @@ from typing import NamedTuple
 from data.collect.settings import Teacher
 from data.errors import UserError
 from data.files import append_jsonl, exclusive, read_jsonl
+from data.records import STATUSES
 
 
 class Answer(NamedTuple):
@@ -121,6 +122,12 @@ def now() -> str:
 
 
 def _answer(row: object, where: str) -> Answer:
-    if not isinstance(row, dict) or not {"teacher", *Answer._fields} <= row.keys():
+    if not (
+        isinstance(row, dict)
+        and {"teacher", *Answer._fields} <= row.keys()
+        and all(isinstance(row[name], str) for name in ("teacher", "key", "text"))
+        and all(isinstance(row[name], (int, float)) for name in ("tokens_in", "tokens_out", "cost"))
+        and row["status"] in STATUSES
+    ):
         raise UserError(f"{where}: no row of an answer store; restore the file or choose another store")
     return Answer(**{name: row[name] for name in Answer._fields})

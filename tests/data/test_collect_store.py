@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import os
 
 import pytest
@@ -101,9 +102,13 @@ def test_an_answer_is_read_back_with_its_cost_and_a_torn_one_is_not(tmp_path, ca
     assert Store(tmp_path).get("a", "k2").text == "y"
 
 
-def test_a_foreign_file_in_the_store_is_refused(tmp_path):
+ROW = {"teacher": "a", **answer("k")._asdict()}
+
+
+@pytest.mark.parametrize("row", [{"key": "x"}, {**ROW, "cost": "1"}, {**ROW, "key": ["k"]}, {**ROW, "status": "fine"}])
+def test_a_foreign_file_in_the_store_is_refused(tmp_path, row):
     (tmp_path / "answers").mkdir()
-    (tmp_path / "answers/a.jsonl").write_text('{"key": "x"}\n')
+    (tmp_path / "answers/a.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(UserError, match="no row of an answer store"):
         Store(tmp_path)
 
