@@ -409,6 +409,8 @@ def pick_cases(text: str, flag: str, known: Sequence[str]) -> list[str]:
 def main() -> None:
     args = parse_arguments()
     settings = Settings(**{name: getattr(args, name) for name in asdict(Settings())})
+    if args.json and (args.table or args.sweep):
+        raise UserError("--json is for one measurement of all cases; leave it out with --table and --sweep")
     if args.table:
         for path in args.table:
             print(results_text(read_json(path, "cases", *SHOWN)))

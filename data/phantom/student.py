@@ -77,6 +77,8 @@ def build_student(
     together, a folder that is in use or cannot be written, no texts, or dashscope missing for "qwen".
     """
     _check(shape)
+    if not 0 <= seed < 2**63:  # torch takes no larger one
+        raise UserError(f"--seed {seed}: must be a whole number of at least 0 and below 2**63")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already and is not an empty folder; choose another --out or remove it")
     if problem := write_problem("--out", out.parent):

@@ -213,6 +213,7 @@ def test_a_case_that_fails_is_named_with_the_end_of_its_log(tmp_path, monkeypatc
         (["--sweep", "s.json", "--figure", "f.pdf"], "must end in .png or .svg"),
         (["--sweep", "s.json", "--figure", "f.svg"], "s.json: cannot be read as JSON"),
         (["--table", "missing.json"], "missing.json: cannot be read as JSON"),
+        (["--json", "b.json", "--sweep", "s.json", "--vary", "negatives=1"], "--json is for one measurement"),
         (["--json", "new/"], "new/: is not a regular file"),
         (["--sweep", ".", "--vary", "negatives=1"], ".: is not a regular file"),
     ],

@@ -166,11 +166,12 @@ def test_building_leaves_the_global_random_state_alone(tmp_path):
         ({"texts": TEXTS, "shape": replace(SHAPES["tiny"], layers=0)}, "--layers 0"),
         ({"texts": TEXTS, "shape": replace(SHAPES["tiny"], vocab=200)}, "at least 278"),
         ({"tokenizer": "llama"}, "llama"),
+        ({"texts": TEXTS, "seed": 2**63}, "--seed 9223372036854775808"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(kwargs, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        build_student(tmp_path / "s", seed=0, **kwargs)
+        build_student(tmp_path / "s", **{"seed": 0, **kwargs})
     assert list(tmp_path.iterdir()) == []
 
 
