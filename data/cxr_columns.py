@@ -242,7 +242,7 @@ def texts_of(row: dict, columns: Columns, where: str, file: str) -> list[tuple[s
             raise UserError(f"{where}: its file has no {columns.teacher[1:]} to take the teacher from; {EXAMPLE}")
     else:
         teacher = row.get(columns.teacher)
-        if teacher is None or not str(teacher).strip():
+        if teacher is None or isinstance(teacher, (list, dict)) or not str(teacher).strip():
             raise UserError(f"{where}: names no teacher in column {columns.teacher!r}; mend the row")
     return [(teacher_name(teacher), value, finish)]
 
@@ -263,7 +263,7 @@ def _of_list(one: Any, where: str) -> tuple[str, Any, Any]:
         teacher = next((by_plain[guess] for guess in GUESSES["teacher"].split() if guess in by_plain), None)
         text = next((by_plain[guess] for guess in GUESSES["text"].split() if guess in by_plain), None)
         finish = next((by_plain[guess] for guess in GUESSES["finish"].split() if guess in by_plain), None)
-        if teacher and text:
+        if teacher and text and not isinstance(one[teacher], (list, dict)):
             return teacher_name(one[teacher]), one[text], one.get(finish) if finish else None
     raise UserError(
         f"{where}: a list of trajectories whose entries do not name teacher and text; write one row a (study, teacher)"

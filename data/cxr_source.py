@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -106,20 +107,24 @@ def _reader(path: Path) -> Callable[[], Rows]:
     read = {"lines": _json_lines, "json": _json, "csv": _csv, "tsv": _csv, "parquet": _parquet}[_kind(path)]
 
     def rows() -> Rows:
+        number = 0
         try:
-            for number, row in read(path):
-                if not isinstance(row, dict):
-                    raise UserError(f"{path}:{number}: is no object; each row must be an object of named columns")
-                yield f"{path}:{number}", row
-        except UnicodeDecodeError as error:
-            # Raised while a block is read ahead: which line it was in is looked for.
-            with open_text(path, errors="surrogateescape") as source:
-                number = next(n for n, line in enumerate(source, 1) if any("\ud800" <= c <= "\udfff" for c in line))
-            raise UserError(f"{path}:{number}: not UTF-8; mend that line, or save the file as UTF-8") from error
-        except (EOFError, gzip.BadGzipFile) as error:
+            try:
+                for number, row in read(path):
+                    if not isinstance(row, dict):
+                        raise UserError(f"{path}:{number}: is no object; each row must be an object of named columns")
+                    yield f"{path}:{number}", row
+            except UnicodeDecodeError as error:
+                # Raised while a block is read ahead: which line it was in is looked for.
+                with open_text(path, errors="surrogateescape") as source:
+                    line = next(n for n, text in enumerate(source, 1) if any("\ud800" <= c <= "\udfff" for c in text))
+                raise UserError(f"{path}:{line}: not UTF-8; mend that line, or save the file as UTF-8") from error
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{path}: cut off or damaged; download it again") from error
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: after row {number}: nested too deeply, or a number too long; mend it") from error
 
     return rows
 

@@ -420,6 +420,17 @@ def test_the_hub_out_of_reach(monkeypatch):
         ("a.csv", b"image,teacher,text\n1,2\n", "a.csv:2: not as many values as columns"),
         ("a.parquet", b"PAR1 and no more", "a.parquet: not a Parquet file"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "long enough"}\n' * 9, mtime=0)[:-12], "cut off or damaged"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "long enough"}\n' * 9, mtime=0)[:12] + b"\xff" * 40,
+            "cut off or damaged",
+        ),
+        ("a.jsonl", b'{"text": "x"}\n' + b"[" * 100_000 + b"\n", "a.jsonl: after row 1: nested too deeply"),
+        (
+            "a.json",
+            b'[{"text": ' + b"1" * 5_000 + b"}]",
+            "a.json: after row 0: nested too deeply, or a number too long",
+        ),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
         ("a.jsonl", b"", "columns found: none"),
         ("a.xlsx", b"", "holds no file of a known kind"),
@@ -430,6 +441,12 @@ def test_the_hub_out_of_reach(monkeypatch):
             "a.jsonl:1: text of teacher 'a' is no text",
         ),
         ("a.jsonl", b'{"study_id": 59999991, "teacher": "", "text": "b"}\n', "a.jsonl:1: names no teacher"),
+        ("a.jsonl", b'{"study_id": 59999991, "teacher": ["a"], "text": "b"}\n', "a.jsonl:1: names no teacher"),
+        (
+            "a.jsonl",
+            b'{"study_id": 59999991, "trajectories": [{"teacher": ["a"], "text": "b"}]}\n',
+            "do not name teacher and text",
+        ),
     ],
 )
 def test_bad_sources(root, clone, name, content, what):
