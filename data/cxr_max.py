@@ -279,6 +279,8 @@ def _fill(
         prompt = _prompt(row.get(columns.prompt), place) if columns.prompt else None
         split = _split(row.get(columns.split), place) if columns.split else None
         for teacher, text, finish in texts_of(row, columns, place, name):
+            if not teacher.isprintable():
+                raise UserError(f"{place}: a teacher's name holds control characters or half a character; mend the row")
             if text is None or (isinstance(text, float) and math.isnan(text)):
                 counts["no_text"] += 1
                 continue

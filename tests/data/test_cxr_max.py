@@ -444,6 +444,11 @@ def test_the_hub_out_of_reach(monkeypatch):
         ("a.jsonl", b'{"study_id": 59999991, "teacher": ["a"], "text": "b"}\n', "a.jsonl:1: names no teacher"),
         (
             "a.jsonl",
+            b'{"study_id": 59999991, "teacher": "\\ud800", "text": "b"}\n',
+            "a.jsonl:1: a teacher's name holds",
+        ),
+        (
+            "a.jsonl",
             b'{"study_id": 59999991, "trajectories": [{"teacher": ["a"], "text": "b"}]}\n',
             "do not name teacher and text",
         ),
