@@ -245,15 +245,17 @@ def _check_negatives(row: dict) -> int:
     return len(negatives)
 
 
+def is_weight(value: Any) -> bool:
+    """Whether a value can be the weight of a negative: a finite number above 0."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
 def _check_weights(row: dict, negatives: int) -> None:
     """Check the weights of the negatives in the loss, if there are any: one finite number above 0 for each."""
     weights = row.get("negative_weights")
     if weights is None:
         return
-    numbers = isinstance(weights, list) and all(
-        isinstance(w, (int, float)) and not isinstance(w, bool) and 0 < w < float("inf") for w in weights
-    )
-    if not numbers or len(weights) != negatives:
+    if not (isinstance(weights, list) and all(map(is_weight, weights))) or len(weights) != negatives:
         raise UserError(
             f"negative_weights must be a list of {negatives} numbers above 0, one for each negative; mend it, or take "
             "it out for weights of 1"

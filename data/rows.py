@@ -17,7 +17,7 @@ from typing import Any, Literal
 from data.errors import Problems, UserError, run_cli
 from data.files import StrPath, atomic_open, dump, dump_line, out_file
 from data.records import ALLOW_OUTSIDE, SPLITS, did_you_mean, image_paths, image_problems, numbered_studies, root_of
-from data.row_checks import KINDS, Kind, check_rows, file_kind, same_text, turn
+from data.row_checks import KINDS, Kind, check_rows, file_kind, is_weight, same_text, turn
 
 __all__ = ["apo_row", "check_rows", "describe", "file_kind", "sft_rows", "shared_row", "write_rows"]
 
@@ -71,7 +71,7 @@ def apo_row(study: dict, root: StrPath, *, drop_identical: bool = False) -> dict
         negative, 1 for a teacher that it does not name.
 
     Raises:
-        UserError: there is no consensus, no negative, or a negative that equals the consensus.
+        UserError: there is no consensus, no negative, a negative that equals the consensus, or weights that are none.
     """
     what = f"study {study['id']!r}"
     if study.get("consensus") is None:
@@ -93,8 +93,14 @@ def apo_row(study: dict, root: StrPath, *, drop_identical: bool = False) -> dict
         "negative_messages": [[turn("assistant", one["text"])] for one in negatives],
         "images": image_paths(study, root),
     }
-    weights = (study["consensus"].get("audit") or {}).get("negative_weights")
+    audit = study["consensus"].get("audit")
+    weights = audit.get("negative_weights") if isinstance(audit, dict) else None
     if weights:
+        if not (isinstance(weights, dict) and all(map(is_weight, weights.values()))):
+            raise UserError(
+                f"{what}: negative_weights in its audit are not numbers above 0 by teacher; take them out, or make "
+                "them anew (python -m data.variants --weights error)"
+            )
         row["negative_weights"] = [float(weights.get(one["teacher"], 1.0)) for one in negatives]
     return row
 

@@ -71,7 +71,6 @@ def error_weights(study: dict) -> dict[str, float]:
     The consensus's own posterior is used where its audit has one (Dawid-Skene), else its decision. A wrong side counts
     as a wrong finding, silence as absent, "uncertain" as half wrong. {} without an ok trajectory.
     """
-    audit = (study["consensus"].get("audit") or {}).get("findings", {})
     consensus = summarise(read_findings(study["consensus"]["text"]))
     shares = {}
     for one in ok_trajectories(study):
@@ -80,7 +79,8 @@ def error_weights(study: dict) -> dict[str, float]:
         for label in FIVE:
             (state, side), (decided, decided_side) = (r.get(label, ("absent", None)) for r in (said, consensus))
             chance = {"present": 1.0, "absent": 0.0, "uncertain": 0.5}
-            true = audit.get(label, {}).get("posterior", chance[decided])
+            posterior = _posterior(study["consensus"].get("audit"), label)
+            true = chance[decided] if posterior is None else posterior
             error = abs(chance[state] - true)
             if state == decided == "present" and side and decided_side and side != decided_side:
                 error = 1.0
@@ -88,6 +88,13 @@ def error_weights(study: dict) -> dict[str, float]:
         shares[one["teacher"]] = max(wrong, LIGHTEST)
     mean = sum(shares.values()) / max(len(shares), 1)
     return {teacher: round(share / mean, 6) for teacher, share in shares.items()}
+
+
+def _posterior(audit: object, label: str) -> float | None:
+    """The posterior of a finding where an audit, which may have any shape, has one."""
+    for key in ("findings", label, "posterior"):
+        audit = audit.get(key) if isinstance(audit, dict) else None
+    return audit if isinstance(audit, (int, float)) else None
 
 
 def _keep(study: dict, keep: Callable[[dict], bool]) -> None:
@@ -168,6 +175,8 @@ def change(studies: Sequence[dict], negatives: str, *, seed: int = 0, weights: s
             _refusals_kept(study, counts)
         if weights == "error" and study.get("consensus") is not None:
             audit = study["consensus"].get("audit") or {}
+            if not isinstance(audit, dict):
+                raise UserError(f"study {study['id']!r}: its audit is no object, so that no weights can join it")
             study["consensus"]["audit"] = {**audit, "negative_weights": error_weights(study)}
             counts["studies with weights"] += bool(ok_trajectories(study))
     counts["negatives after"] = sum(len(ok_trajectories(study)) for study in chosen)

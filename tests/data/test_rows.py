@@ -499,6 +499,11 @@ def test_weights_stay_with_their_negatives_when_others_are_left_out():
     row = apo_row(one, "/", drop_identical=True)
     assert [turns[0]["content"] for turns in row["negative_messages"]] == ["A.", "B.", "C."]
     assert row["negative_weights"] == [0.5, 1.5, 1.0], "1 for a teacher that the weights do not name"
+    one["consensus"]["audit"] = ["free", "in shape"]
+    assert "negative_weights" not in apo_row(one, "/", drop_identical=True)
+    for weights in (5, [1.0], {"t1": "x"}, {"t1": -1.0}, {"t1": True}):
+        one["consensus"]["audit"] = {"negative_weights": weights}
+        assert "are not numbers above 0 by teacher" in refusal(apo_row, one, "/", drop_identical=True)
 
 
 def test_a_critique_row_shows_every_film_of_its_study():

@@ -166,6 +166,11 @@ def test_weights_by_hand():
     assert weights == pytest.approx({name: value / mean for name, value in raw.items()}, abs=1e-6)
 
 
+@pytest.mark.parametrize("findings", [5, {"Edema": 5}, {"Edema": {"posterior": "x"}}, None])
+def test_an_audit_of_any_shape_leaves_the_decision(findings):
+    assert error_weights(study(audit={"findings": findings})) == error_weights(study(audit={}))
+
+
 def test_weights_reach_the_row_in_the_order_of_its_negatives():
     one = study()
     change([one], "all", weights="error")
