@@ -183,7 +183,8 @@ def marked(text: str, spans: Sequence[tuple[int, int, str, str]]) -> Markup:
 
 def audit_rows(study: dict, one: Heard, mentioned: Sequence[str], decisions: dict[str, Decision] | None) -> list[dict]:
     """By finding: the decision, its support as the consensus' own audit gives it, and what each teacher says."""
-    kept = ((study.get("consensus") or {}).get("audit") or {}).get("findings")
+    audit = (study.get("consensus") or {}).get("audit")
+    kept = audit.get("findings") if isinstance(audit, dict) else None
     rows = []
     for label in LABELS:
         if label not in mentioned and label not in (decisions or {}):

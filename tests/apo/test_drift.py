@@ -429,7 +429,7 @@ def test_marks_of_overlapping_spans_show_the_graver_kind():
 
 
 def test_an_audit_of_any_shape_does_no_harm(tmp_path):
-    for audit in (None, {}, {"findings": []}, {"findings": {"Edema": 3, "Pleural Effusion": {"votes": [1]}}}):
+    for audit in (None, [1], {}, {"findings": []}, {"findings": {"Edema": 3, "Pleural Effusion": {"votes": [1]}}}):
         one = hostile()
         one["consensus"]["audit"] = audit
         _, html = make(tmp_path, [one])
