@@ -226,8 +226,11 @@ def apo_options(settings: dict[str, Value]) -> Options:
     """The `apo_*` options in `model_kwargs`, checked."""
     try:
         given = json.loads(str(settings.get("model_kwargs", "{}")))
-        if not isinstance(given, dict):
-            raise ValueError("must be a JSON object")
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        raise UserError("""model_kwargs: must be a JSON object, such as '{"max_pixels": 401408}'""")
+    try:
         return check_model_kwargs(given)
     except ValueError as error:
         raise UserError(f"model_kwargs: {error}") from None

@@ -95,7 +95,7 @@ def test_numbers(name, value, range_, world, monkeypatch):
         (["--logging_steps", "0.5"], "--logging_steps 0.5: must be a whole number"),
         (["--router_aux_loss_coef", "much"], "--router_aux_loss_coef much: must be a number"),
         (["--system", "two", "words"], "--system two words: takes one value"),
-        (["--model_kwargs", "{"], "model_kwargs: Expecting"),
+        (["--model_kwargs", "{"], "model_kwargs: must be a JSON object, such as"),
         (["--model_kwargs", '{"apo_chunk_size": 0}'], "apo_chunk_size='0': expected a positive number"),
         (["--model_kwargs", '{"apo_chunk_size": "nan"}'], "apo_chunk_size='nan'"),
         (["--model_kwargs", '{"apo_layot": "rows"}'], "did you mean apo_layout"),
