@@ -188,7 +188,7 @@ def label_summary(labels: Labels, results: Sequence[dict | None]) -> str:
     said: dict[str, str] = {}
     for result in filter(None, results):
         said |= {label: one["labels"] for label, one in result["audit"]["findings"].items() if "labels" in one}
-    line = f"labels: {len(labels.known)} films"
+    line = f"labels: {len(labels.known)} film(s)"
     line += f"; not used: {', '.join(f'{n} {why}' for why, n in labels.left.items())}" if labels.left else ""
     for verdict in ("turned", "kept", "undecided"):
         found = ", ".join(label for label in ORDER if said.get(label) == verdict) or "none"

@@ -127,13 +127,13 @@ def test_labels_of_training_studies_are_used_and_told(studies, capsys):
     flags = ("--strategy", "dawid_skene", "--labels", str(labels))
     _, out = run(studies, *flags, checkpoint="-")
     assert (
-        "labels: 2 films; not used: 1 of held-out studies; turned round: Edema; confirmed: none; "
+        "labels: 2 film(s); not used: 1 of held-out studies; turned round: Edema; confirmed: none; "
         "too few labels to tell: none" in capsys.readouterr().out
     )
     made = json.loads(manifest.sidecar(out).read_text())
     assert str(labels) in json.dumps(made), "an input of the consensus"
     run(studies, *flags, "--label-limit", "1", checkpoint="-")
-    assert "labels: 1 films; not used: 1 over --label-limit, 1 of held-out" in capsys.readouterr().out
+    assert "labels: 1 film(s); not used: 1 over --label-limit, 1 of held-out" in capsys.readouterr().out
     for words, complaint in (
         (("--strategy", "vote", "--labels", str(labels)), "--labels: vote takes none"),
         (("--strategy", "dawid_skene", "--label-limit", "3"), "there are no --labels to limit"),
