@@ -220,18 +220,20 @@ LEAST_EVIDENCE = 3.0  # nats, odds of 20 to 1
 
 
 def evidence(fit: Fit, votes: np.ndarray, truth: np.ndarray) -> float:
-    """log p(votes, truth) under a fit, summed over the labelled items, minus the same under its mirror image.
+    """log p(votes | truth) under a fit, summed over the labelled items, minus the same under its mirror image.
+
+    How often the labels say present does not count: often only such films are labelled, or only what a report names.
 
     votes: integer [items, teachers]; truth: integer [items] of 1 (present), 0 (absent), -1 (not labelled).
     """
     known = truth >= 0
     said = votes[known][:, :, None] == np.arange(2)
 
-    def joint(one: Fit) -> float:
-        log = np.log(one.prevalence) + np.einsum("itc,tkc->ik", said, np.log(one.confusion))
+    def likelihood(one: Fit) -> float:
+        log = np.einsum("itc,tkc->ik", said, np.log(one.confusion))
         return float(log[np.arange(known.sum()), truth[known]].sum())
 
-    return joint(fit) - joint(mirror(fit))
+    return likelihood(fit) - likelihood(mirror(fit))
 
 
 def orient_by_labels(

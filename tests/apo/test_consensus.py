@@ -724,13 +724,14 @@ def test_evidence_is_the_difference_of_two_likelihoods():
     def by_hand(one):
         total = 0.0
         for item in range(3):
-            total += np.log(one.prevalence[told[item]])
             total += sum(np.log(one.confusion[t, told[item], v]) for t, v in enumerate(votes[item]) if v >= 0)
         return total
 
     votes[1, 2] = -1  # one who does not vote says nothing
     assert consensus.evidence(fit, votes, told) == pytest.approx(by_hand(fit) - by_hand(consensus.mirror(fit)))
     assert consensus.evidence(fit, votes, np.full(40, -1)) == 0.0
+    nobody = np.full_like(votes, -1)
+    assert consensus.evidence(fit, nobody, np.ones(40, int)) == 0.0, "which films were labelled says nothing"
 
 
 def test_labels_turn_a_finding_round_that_agreement_has_the_wrong_way():
@@ -743,6 +744,8 @@ def test_labels_turn_a_finding_round_that_agreement_has_the_wrong_way():
     assert verdicts == {"Edema": "turned", "Pneumonia": "kept"}
     assert ((turned["Edema"].posterior[:, 1] > 0.5) == truth).mean() > 0.8
     assert turned["Pneumonia"] is fits["Pneumonia"]
+    seen = {"Edema": np.where(truth & (told >= 0), 1, -1), "Pneumonia": np.where(truth & (told >= 0), 1, -1)}
+    assert consensus.orient_by_labels(fits, ballots, seen)[1] == verdicts, "what is there alone, as reports name it"
     assert consensus.orient_by_labels(fits, ballots, {"Edema": np.full(600, -1)}) == (fits, {}), "nothing is known"
 
 
