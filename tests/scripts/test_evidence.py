@@ -5,6 +5,7 @@ words have to follow, here or there.
 """
 
 import functools
+import json
 import re
 
 import pytest
@@ -80,10 +81,23 @@ CLAIMS = [
     (EVIDENCE, "ends {0} below the best teacher ({1} to {2})",
      lambda: above("n1", BEST, world="published_even", below=True)),
     (EVIDENCE, "and {0} above Learn ({1} to {2}): edema", lambda: minus("n1", "learn", world="published_even")),
-    (EVIDENCE, "A second round adds {0} ({1} to {2}, three", lambda: minus(*SECOND, world="published_even")),
+    (EVIDENCE, "A second round adds {0} ({1} to {2}) on the other", lambda: minus(*SECOND, world="published_even")),
     (EVIDENCE, "stays {0} below the best teacher ({1} to {2})",
      lambda: above("two_rounds_n1", BEST, world="published_even", below=True)),
     (EVIDENCE, "five seeds: {0}, {1} to {2}; edema", lambda: one("n1", world="published_even")),
+    (EVIDENCE, "`two_rounds_n1`, five seeds: {0}, {1} to {2};", lambda: one("two_rounds_n1", world="published_even")),
+    (README, "is told to Compare | {0} % ({1} to {2}) | {3} % ({4} to {5}) | {6} % ({7} to {8}) |",
+     lambda: one("learn", BEST, world="published_even") + one("learn", world="published_even")
+     + one("n1_labels", world="published_even")),
+    (README, "then stands {0} points ({1} to {2}) above the best teacher",
+     lambda: above("n1_labels", BEST, world="published_even")),
+    (EVIDENCE, "the consensus is then {0} above the best teacher ({1} to {2})",
+     lambda: above("compare_labels", BEST, world="published_even")),
+    (EVIDENCE, "one negative {0} above it ({1} to {2})", lambda: above("n1_labels", BEST, world="published_even")),
+    (EVIDENCE, "{0} above `n1` ({1} to {2})", lambda: minus("n1_labels", "n1", world="published_even")),
+    (EVIDENCE, "from the Learn of `n1`) is at {0} ({1} to {2})", lambda: one("n1_labels", world="published_even")),
+    (EVIDENCE, "and {0} below its consensus ({1} to {2})",
+     lambda: above("n1_labels", CONSENSUS, world="published_even", below=True)),
     (README, "in \"published\" {0}, and {3} at the checkpoint",
      lambda: one("sft_consensus_flops") + one("sft_consensus_flops_best")),
     (README, "the published loss without it gave {0} ({1} to {2}), chance", lambda: one("pl")),
@@ -139,6 +153,28 @@ def test_corrected_p_in_words(row, words):
     found = compare(block, {name: base for name in block.lines if name != "sft_consensus_flops"})
     p = found[row].adjusted
     assert words.format(f"{p:.2f}" if p > 0.1 else f"{p:.3f}").replace(" 0.", " .") in page(EVIDENCE)
+
+
+def test_words_on_random_splits():
+    found = json.loads((ROOT / "docs/results/tilts.json").read_text(encoding="utf-8"))
+    assert found["wrong"] == 0.2 and found["labels"] == [3, 5, 10, 20, 50] and found["random"]["splits"] == 100
+
+    def of(name):
+        return round(100 * found["random"][name])
+
+    def turned(more=""):
+        *first, last = (of(f"{n} labels{more}, a finding turned round") for n in found["labels"])
+        return f"{', '.join(map(str, first))} and {last}"
+
+    sentence = "above the best teacher in {}, by five points in {}, and right in 90 % or more in {}, as"
+    names = ("dawid_skene above the best teacher", "dawid_skene above it by 5 points", "dawid_skene at .90 or more")
+    assert sentence.format(*map(of, names)) in page(EVIDENCE)
+    assert f"in {of('dawid_skene, a finding turned round')} it takes the opposite" in page(EVIDENCE)
+    sentence = "round in {} of these splits, and with labels of which a fifth is wrong in {}; with twenty it is five"
+    assert sentence.format(turned(), turned(", some wrong")) in page(EVIDENCE)
+    twenty = [of(f"20 labels{more} above it by 5 points") for more in ("", ", some wrong")]
+    assert "five points above the best teacher in {}, or {}.".format(*twenty) in page(EVIDENCE)
+    assert of("50 labels, some wrong above it by 5 points") == 100, "README says all, also with a fifth of fifty wrong"
 
 
 def test_a_claim_that_does_not_hold_is_seen():
