@@ -312,8 +312,8 @@ def main(argv: list[str] | None = None) -> None:
     if not 0 <= args.distance <= film_hash.BITS:
         raise UserError(f"--distance {args.distance}: from 0 to {film_hash.BITS} bits")
     splits = {None: SEEN, "all": SPLITS}.get(args.split, (args.split,))
-    if args.cache and os.path.realpath(args.cache) in map(os.path.realpath, (args.train, *args.benchmark)):
-        raise UserError(f"--cache {args.cache}: is an input file; choose another")
+    if args.cache:
+        refuse_input(args.cache, args.train, *args.benchmark, option="--cache")
     if args.out:
         refuse_input(args.out, args.train, *args.benchmark, *filter(None, [args.cache]))
         if args.out.is_dir():

@@ -324,8 +324,10 @@ def main(argv=None) -> None:
     refuse_below_one(args, "resamples", "limit")
     refuse_negative(args, "seed")
     files, others = named_files(args.predictions), named_files(args.consensus, "--consensus")
-    for written in filter(None, (args.out, args.table)):
-        refuse_input(written, args.studies, *files.values(), *others.values(), *filter(None, [args.stages_file]))
+    read = (args.studies, *files.values(), *others.values(), *filter(None, [args.stages_file]))
+    for option, written in (("--out", args.out), ("--table", args.table)):
+        if written:
+            refuse_input(written, *read, option=option)
     if args.table and os.path.realpath(args.table) == os.path.realpath(args.out):
         raise UserError(f"--table {args.table}: is the file of --out; choose another")
     refuse_benchmarks(args.out)

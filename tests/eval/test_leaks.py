@@ -210,7 +210,7 @@ def test_the_command_line_takes_names_and_files(tmp_path, capsys):
             "chestxray14: neither a file of study records nor a benchmark; .*, or did you mean 'chestx-ray14'",
         ),
         (["none.jsonl"], "none.jsonl: neither a file of study records nor a benchmark; check the path, or use one of "),
-        (["train.jsonl", "--cache", "./train.jsonl"], "--cache train.jsonl: is an input file; choose another"),
+        (["train.jsonl", "--cache", "./train.jsonl"], "--cache train.jsonl: is the input file; choose another"),
         (["train.jsonl", "--out", "train.jsonl"], "--out train.jsonl: is the input file; choose another"),
         (["train.jsonl", "--out", "films"], "--out films: is a folder; name a file"),
         (
