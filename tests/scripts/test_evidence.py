@@ -128,6 +128,7 @@ CLAIMS = [
     (EVIDENCE, "not: {0} below it after one round ({1} to {2})", lambda: above("pl_nll", CONSENSUS, below=True)),
     (EVIDENCE, "{0} below the second one after two ({1} to {2})", lambda: above("two_rounds", CONSENSUS, below=True)),
     (EVIDENCE, "of an unweighted vote gave {0} ({1} to {2};", lambda: one("consensus_vote")),
+    (EVIDENCE, "its student stood at chance ({0}, {1} to {2};", lambda: one("consensus_medoid")),
     (EVIDENCE, "negatives stand level with unweighted ones ({0}, {1} to {2};", lambda: to_reference("pl_weighted")),
     (EVIDENCE, "the truth {0} ({1} to {2})", lambda: one("consensus_oracle")),
     (EVIDENCE, "Dawid and Skene's is {0} points above the best teacher ({1} to {2})",
