@@ -128,6 +128,11 @@ CLAIMS = [
     (EVIDENCE, "not: {0} below it after one round ({1} to {2})", lambda: above("pl_nll", CONSENSUS, below=True)),
     (EVIDENCE, "{0} below the second one after two ({1} to {2})", lambda: above("two_rounds", CONSENSUS, below=True)),
     (EVIDENCE, "of an unweighted vote gave {0} ({1} to {2};", lambda: one("consensus_vote")),
+    (EVIDENCE, "five seeds) gives {0} ({1} to {2}), {3} above the first ({4} to {5}).",
+     lambda: one("two_rounds_n1_labels", world="published_even")
+     + minus("two_rounds_n1_labels", "n1_labels", world="published_even")),
+    (README, "| {0} % ({1} to {2}) | - **Where teachers let",
+     lambda: one("two_rounds_n1_labels", world="published_even")),
     (EVIDENCE, "its student stood at chance ({0}, {1} to {2};", lambda: one("consensus_medoid")),
     (EVIDENCE, "negatives stand level with unweighted ones ({0}, {1} to {2};", lambda: to_reference("pl_weighted")),
     (EVIDENCE, "the truth {0} ({1} to {2})", lambda: one("consensus_oracle")),
