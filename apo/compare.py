@@ -31,16 +31,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from apo import consensus
-from apo.consensus import (
-    COMPOSES,
-    NEEDS_MODEL,
-    ORDER,
-    STRATEGIES,
-    Answer,
-    SelfPrompt,
-    self_prompt,
-    study_rng,
-)
+from apo.consensus import COMPOSES, NEEDS_MODEL, ORDER, STRATEGIES, Answer, SelfPrompt, self_prompt, study_rng
 from apo.labels import Labels, read_labels, refuse_labels
 from data import checkpoints, manifest
 from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
@@ -190,9 +181,8 @@ def label_summary(labels: Labels, results: Sequence[dict | None]) -> str:
         said |= {label: one["labels"] for label, one in result["audit"]["findings"].items() if "labels" in one}
     line = f"labels: {len(labels.known)} film(s)"
     line += f"; not used: {', '.join(f'{n} {why}' for why, n in labels.left.items())}" if labels.left else ""
-    for verdict in ("turned", "kept", "undecided"):
-        found = ", ".join(label for label in ORDER if said.get(label) == verdict) or "none"
-        line += f"; {VERDICTS[verdict]}: {found}"
+    for verdict, words in VERDICTS.items():
+        line += f"; {words}: {', '.join(label for label in ORDER if said.get(label) == verdict) or 'none'}"
     return line
 
 
@@ -299,9 +289,10 @@ def run_here(args: argparse.Namespace, info: dict | None, root: str, studies: li
         results = run_self(args, info, [studies[k] for k in chosen], root, failed)
     else:
         # Fitted on all studies: estimates of reliability get better, and no held-out label is looked at.
-        form = {"compose": args.compose} if args.strategy in COMPOSES else {}
+        options = {"compose": args.compose} if args.strategy in COMPOSES else {}
         labels = read_labels(args.labels, studies, args.label_limit) if args.labels else None
-        everything = STRATEGIES[args.strategy](studies, **form, **({"labels": labels.known} if labels else {}))
+        options |= {"labels": labels.known} if labels else {}
+        everything = STRATEGIES[args.strategy](studies, **options)
         results = [everything[k] for k in chosen]
         if labels:
             print(label_summary(labels, everything))

@@ -28,9 +28,14 @@ def looks(part: str, who: str = "student") -> tuple[str, ...]:
     return ("looks", part, "accuracy", who)
 
 
+def minus(world: str, row: str, other: str, path: tuple[str, ...] = ACCURACY, sign: int = 1) -> tuple[Term, Term]:
+    """A row less another of the same world, in one metric."""
+    return Term(sign, world, row, path), Term(-sign, world, other, path)
+
+
 def gain(world: str, path: tuple[str, ...] = ACCURACY, sign: int = 1) -> tuple[Term, Term]:
     """What a second round with one negative adds to the first."""
-    return Term(sign, world, "two_rounds_n1", path), Term(-sign, world, "n1", path)
+    return minus(world, "two_rounds_n1", "n1", path, sign)
 
 
 def beyond(
@@ -51,18 +56,9 @@ PAIRS: dict[str, tuple[Term, ...]] = {
         *BOTH,
         Term(-1, "published", "sft_consensus_flops_best"),
     ),
-    "consensus with the student heard, minus the first": (
-        Term(1, "published", "two_rounds", CONSENSUS),
-        Term(-1, "published", "pl_nll", CONSENSUS),
-    ),
-    "fine-tuning twice minus two rounds with one negative": (
-        Term(1, "published", "two_rounds_sft"),
-        Term(-1, "published", "two_rounds_n1"),
-    ),
-    "fine-tuning twice minus two rounds with seven": (
-        Term(1, "published", "two_rounds_sft"),
-        Term(-1, "published", "two_rounds"),
-    ),
+    "consensus with the student heard, minus the first": minus("published", "two_rounds", "pl_nll", CONSENSUS),
+    "fine-tuning twice minus two rounds with one negative": minus("published", "two_rounds_sft", "two_rounds_n1"),
+    "fine-tuning twice minus two rounds with seven": minus("published", "two_rounds_sft", "two_rounds"),
     "`pl_nll` minus its consensus": beyond("published", "pl_nll"),
     "`two_rounds` minus its consensus": beyond("published", "two_rounds"),
     "`two_rounds_n1` minus its consensus, published": beyond("published", "two_rounds_n1"),
@@ -83,30 +79,18 @@ PAIRS: dict[str, tuple[Term, ...]] = {
         "looks", "n1", looks("misleading"), looks("misleading", "consensus")
     ),
     "`n1` minus its consensus, plain pairs, looks": beyond("looks", "n1", looks("plain"), looks("plain", "consensus")),
-    "consensus with 20 labels minus without, published_even": (
-        Term(1, "published_even", "compare_labels"),
-        Term(-1, "published_even", "compare_dawid_skene"),
+    "consensus with 20 labels minus without, published_even": minus(
+        "published_even", "compare_labels", "compare_dawid_skene"
     ),
-    "consensus with 20 labels minus best teacher, published_even": (
-        Term(1, "published_even", "compare_labels"),
-        Term(-1, "published_even", "compare_labels", ("best_teacher",)),
+    "consensus with 20 labels minus best teacher, published_even": beyond(
+        "published_even", "compare_labels", its=("best_teacher",)
     ),
-    "`n1_labels` minus `n1`, published_even": (
-        Term(1, "published_even", "n1_labels"),
-        Term(-1, "published_even", "n1"),
+    "`n1_labels` minus `n1`, published_even": minus("published_even", "n1_labels", "n1"),
+    "`two_rounds_n1_labels` minus `two_rounds_n1`, published_even": minus(
+        "published_even", "two_rounds_n1_labels", "two_rounds_n1"
     ),
-    "`two_rounds_n1_labels` minus `two_rounds_n1`, published_even": (
-        Term(1, "published_even", "two_rounds_n1_labels"),
-        Term(-1, "published_even", "two_rounds_n1"),
-    ),
-    "consensus of dawid_skene minus vote, correlated": (
-        Term(1, "correlated", "compare_dawid_skene"),
-        Term(-1, "correlated", "compare_vote"),
-    ),
-    "consensus of dawid_skene minus vote, looks": (
-        Term(1, "looks", "compare_dawid_skene"),
-        Term(-1, "looks", "compare_vote"),
-    ),
+    "consensus of dawid_skene minus vote, correlated": minus("correlated", "compare_dawid_skene", "compare_vote"),
+    "consensus of dawid_skene minus vote, looks": minus("looks", "compare_dawid_skene", "compare_vote"),
 }
 
 
