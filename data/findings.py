@@ -71,7 +71,10 @@ _BREAK_WITH, _TEXTBOOK, _REFUSAL = re.compile(lex.BREAK_WITH), re.compile(lex.TE
 _SECTION_BREAK, _FILLER = re.compile(lex.SECTION_BREAK), re.compile(lex.HEADING_FILLER)
 _CONNECTOR = re.compile(r",| and | with | or | plus |/| as well as | - |:| without |\bno\b")
 _LINK = re.compile(lex.LINK)
-_EARLIER = re.compile(r"^ (?:seen|noted|present|identified|described) (?:earlier|previously|before|on the prior\b)")
+_TOLD = r"(?:seen|noted|present|identified|described)"
+_EARLIER = re.compile(rf"^ (?:{_TOLD} (?:earlier|previously|before|on the prior\b)|(?:earlier|previously) {_TOLD})")
+# Said of a finding, with what it may be: "no opacity suspicious for pneumonia" denies both.
+_DESCRIBES = re.compile(r"(?: that| which)?(?: is| are| would be)? (?:concerning|suspicious|worrisome)(?: for| of)?")
 _IGNORED = re.compile(rf"^(?:{lex.IGNORED_SECTIONS})\s*:")
 _EVIDENCE, _BLOCK_NEGATIVE = re.compile(lex.EVIDENCE), re.compile(lex.BLOCK_NEGATIVE)
 _DENYING, _VERDICT = re.compile(lex.DENYING), re.compile(lex.VERDICT)
@@ -215,10 +218,14 @@ def _states(clause: str, mentions: list[_Mention]) -> list[str | None]:
                 gap = clause[end : m.start]
                 if _reaches(gap, chunk_tail, clause[m.end :]):
                     state = "absent" if kind == "neg_pre" else "uncertain"
-                    if state == "uncertain" and any(
-                        k2 == "neg_pre" and e2 <= start and not clause[e2:start].strip() for k2, _, e2 in triggers
+                    if state == "uncertain" and (
+                        any(k2 == "neg_pre" and e2 <= start and not clause[e2:start].strip() for k2, _, e2 in triggers)
+                        or any(
+                            states[j] == "absent" and _DESCRIBES.fullmatch(clause, mentions[j].end, end)
+                            for j in range(k)
+                        )
                     ):
-                        state = "absent"  # "no suspicious nodule"
+                        state = "absent"  # "no suspicious nodule", "no opacity suspicious for pneumonia"
                     break
         for kind, start, end in triggers:
             if start < m.end:

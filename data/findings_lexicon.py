@@ -40,15 +40,15 @@ WEAK = frozenset({"Lung Opacity"})  # a sign of others: under a heading it does 
 _CP = r"costo-?phrenic(?: (?:angles?|sulcus|sulci|recess(?:es)?|sulcal angles?))?"
 _NORMAL = (
     r"(?:normal|unremarkable|stable and normal|within (?:the )?normal (?:limits|range)|"
-    r"not (?:enlarged|dilated|widened)|"
+    r"not (?:enlarged|dilated|widened|engorged|congested)|"
     r"un?enlarged|intact)"
 )
 _BE = (
     r"(?::| is| are| was| were| appears?| remains?| looks?|,)?(?: also| both| otherwise|"
-    r" relatively| grossly| again)*"
+    r" relatively| grossly| essentially| again)*"
 )
 _HEART = r"(?:heart(?: size| shadow| silhouette)?|cardiac (?:size|silhouette|shadow|contours?))"
-_MEDIASTINUM = r"(?:mediastin(?:um|al (?:contours?|silhouette|structures?|width|borders?))|hilar contours?)"
+_MEDIASTINUM = r"(?:mediastin(?:um|al (?:contours?|silhouettes?|structures?|width|borders?))|hilar contours?)"
 _CARDIOMEDIASTINAL = (
     r"(?:cardio-?mediastinal (?:silhouettes?|contours?|size)|cardiac and mediastinal (?:silhouettes?|"
     r"contours?))"
@@ -289,10 +289,10 @@ LEXICON: tuple[tuple[tuple[str, ...], int, bool, str, str], ...] = (
         ("Edema",),
         1,
         False,
-        "kerley|cephali|bat|septal|cuffing|perihilar|engorged|prominent",
+        "kerley|cephali|bat|septal|cuffing|perihilar|engorged|congested|prominent",
         r"kerley(?:[ -]?b)?(?: lines?)?|cephali[sz]ation|bat[- ]?wing\w*|septal (?:lines?|thickening)|"
         r"peribronchial cuffing|perihilar haziness|(?:engorged|prominent) (?:pulmonary )?(?:vessels|"
-        r"vasculature)",
+        rf"vasculature)|pulmonary vasculature{_BE}(?: (?:mildly|moderately|slightly|markedly))* (?:engorged|congested)",
     ),
     (
         ("Pneumonia",),
@@ -367,13 +367,14 @@ LEXICON: tuple[tuple[tuple[str, ...], int, bool, str, str], ...] = (
         ("Support Devices",),
         1,
         True,
-        "device|equipment|apparatus|hardware|line|tube|pacemaker|pacer|icd|defib|catheter|picc|swan|"
+        "device|equipment|apparatus|hardware|line|sheath|tube|pacemaker|pacer|icd|defib|catheter|picc|swan|"
         "port|trache|ett|wires|valve|clips|pigtail|stent|leads|electrode",
         r"(?:support(?:ing|ive)?|medical|monitoring|indwelling|implanted|cardiac) (?:devices?|"
         r"equipment|apparatus|hardware)|lines (?:and|or) tubes|tubes (?:and|or) lines|"
         r"pacemakers?(?:[ /]+icd)?(?: leads?| wires?)?|pacer|\bicd\b|defibrillator|catheters?|"
-        r"(?:(?:subclavian|jugular|femoral|dialysis|central) (?:venous )?|picc |arterial |"
-        r"swan[- ]ganz |monitoring |iv )lines?|\bpicc|swan[- ]ganz|port-?a-?cath|mediport|chemoport|"
+        r"(?:(?:subclavian|jugular|ij|femoral|dialysis|central) (?:venous )?|picc |arterial |"
+        r"swan[- ]ganz |monitoring |iv )lines?|(?:ij|jugular) sheath|\bpicc|swan[- ]ganz|port-?a-?cath|"
+        r"mediport|chemoport|"
         r"(?:endotracheal |tracheostomy |\bet |nasogastric |\bng |orogastric |enteric |feeding |"
         r"chest |pleural |dobhoff |thoracostomy )?tubes?(?!r)|tracheostomy|\bett\b|"
         r"sternotomy wires|sternal wires|(?:prosthetic|mechanical) valves?|valve replacement|"
@@ -399,7 +400,7 @@ LEXICON: tuple[tuple[tuple[str, ...], int, bool, str, str], ...] = (
         "no ",
         r"(?<=no )(?:(?:acute|active|significant|other|additional|further) )*(?:abnormalit(?:y|ies)|"
         r"findings?|abnormal findings?|diseases?|patholog(?:y|ies))(?! (?:of|in|suggest|consistent|to|that|"
-        r"support|for|at|on))",
+        r"support|for|at|on|concerning|suspicious|worrisome))",
     ),
     (
         ("No Finding",),
@@ -425,6 +426,12 @@ _ADV = (
     r"(?: (?:clearly|definitely|definitively|currently|convincingly|well|readily|now|longer|"
     r"otherwise|obviously|be|been|any))*"
 )
+
+# Before "resolution": what would leave some of the finding there.
+_WHOLLY = r"(?<!partial )(?<!incomplete )(?<!near complete )(?<!near-complete )(?<!nearly complete )"
+# After "is likely": a part ("in part due to", but no place), or what the thing before it is read as.
+_PART = r" (?:in|at|on)\b(?! (?:the |both )?(?:left|right|bases?|apex|apices|lungs?|lower|upper|mid|middle)\b)"
+_READ_AS = r" (?:[a-z-]+ ){0,2}(?:atelecta|pneumoni|infecti|edema|oedema|consolidat|effusion|scar|aspiration|fluid)"
 
 # (kind, needles, pattern), in order of precedence: pseudo-negations and hedges made of "not" must win over plain "not".
 TRIGGERS: tuple[tuple[str, str, str], ...] = (
@@ -482,7 +489,7 @@ TRIGGERS: tuple[tuple[str, str, str], ...] = (
         r"\b(?:needs? )?to be (?:considered|excluded|ruled out)\b|"
         r"(?<!there )\b(?:is|are|remains?|be)(?: a| also| an)? (?:possibility|possible|considered?|"
         r"consideration|suspected|questionable|equivocal|probable|likely|indeterminate|"
-        r"uncertain)\b(?! (?:due|because|secondary|related|represent|reflect|to|in|at|on|a|an|the)\b)|"
+        rf"uncertain)\b(?! (?:due|because|secondary|related|represent|reflect|to|a|an|the)\b|{_PART}|{_READ_AS})|"
         r"\bnot(?: well)? (?:assessed|evaluated|assessable|evaluable)\b|\b(?:indeterminate|"
         r"equivocal)\b|[:=] ?(?:possible|possibly|uncertain|suspected|questionable|likely|probable|"
         r"equivocal|maybe)(?=[,.;)]| ?$)|\?(?= ?$)|"
@@ -494,7 +501,8 @@ TRIGGERS: tuple[tuple[str, str, str], ...] = (
         r"\b(?:no|without)(?: (?:definite|convincing|clear|obvious|gross|overt|radiographic|"
         r"significant|visible|discernible|direct|acute|current|plain|any|the|film|imaging|apparent))*"
         r" (?:evidence|signs?|indications?|suggestion|features?|"
-        r"findings?(?= (?:of|for|to|sugg|cons|comp|ind))|suspicion|radiographic evidence|hint|trace|proof)"
+        r"findings?(?= (?:of|for|to|sugg|cons|comp|ind|conc|susp|worr))|"
+        r"suspicion|radiographic evidence|hint|trace|proof)"
         r"(?: (?:of|for|to suggest|suggesting|suggestive of|consistent with|compatible with|"
         r"indicating|or))*\b(?: (?:an?|any)\b)?",
     ),
@@ -503,8 +511,9 @@ TRIGGERS: tuple[tuple[str, str, str], ...] = (
         "no|n't|resolved|cleared|disappear|removed|ruled out|excluded|absent|negative|unlikely|\u2717|nil|false|clear",
         r"(?:\b(?:is|are|was|were) )?\bno longer(?! an?y?\b)(?: [a-z]+)?|\b(?:has|have|had|was|were)(?: since|"
         r" now| all)*(?: been)? removed\b|\b(?:has|have)(?: since| now| completely| largely|"
-        r" fully)*(?: been)? (?:resolved|cleared|disappeared|ruled out|excluded)\b|"
-        r"\b(?:is|are|was|were)(?: now| completely| fully)* resolved\b|\bresolved\b(?=[,.;)]| ?$)|"
+        r" essentially| both| all| fully)*(?: been)? (?:resolved|cleared|disappeared|ruled out|excluded)\b|"
+        r"\b(?:is|are|was|were)(?: now| completely| essentially| both| all| fully)* resolved\b|"
+        r"\bresolved\b(?=[,.;)]| ?$)|"
         r"\b(?:is|are|was|were)(?: not| clearly| entirely| also| both| all)* (?:absent|ruled out|"
         r"excluded|negative(?! for)|unlikely)\b|"
         r"\b(?:appears?|seems?|considered|remains?) (?:absent|unlikely|excluded)\b|"
@@ -522,7 +531,7 @@ TRIGGERS: tuple[tuple[str, str, str], ...] = (
         "rather|instead|against|unlikely|fail|\u2717|n't",
         r"\b(?:no|nothing(?: to (?:suggest|indicate)| suggest\w*| indicat\w*)?|"
         r"without|neither|nor|negative for|free (?:of|from)|clear (?:of|from)|absence of|"
-        r"absent|lack of|lacks|lacking|devoid of|resolution of|resolved|clearing of|denies|never|nil|"
+        rf"absent|lack of|lacks|lacking|devoid of|{_WHOLLY}(?:resolution|clearing) of|resolved|denies|never|nil|"
         r"(?:excludes?|excluding|rul(?:es|ed|ing) out)|rather than|instead of|exclud(?:e|es|ing)|"
         r"argues? against|against|unlikely(?: to (?:be|represent|reflect))?|fails? to (?:show|"
         r"demonstrate|reveal)|"
@@ -571,7 +580,7 @@ LINK = (
     r"(?:consistent with|compatible with|in keeping with|suggest\w*(?: of)?|represent\w*|"
     r"reflect\w*|indicat\w*(?: of)?|due to|"
     r"(?:concern(?:ing)?|suspicious|worrisome|concerns) for|secondary to|, (?:most )?(?:likely|"
-    r"probably|possibly|favou?r\w*)|versus|vs\.?)"
+    r"probably|possibly|favou?r\w*)|(?:is|are) (?:likely|probably|possibly)(?!,)|versus|vs\.?)"
     r"(?:[ ,]+(?!(?:and|with|without|no|but)\b)[a-z-]+){0,3}\s*"
 )
 
@@ -626,7 +635,8 @@ NOT_A_SIDE = (
     r"that of the |that on the )?(?:left|right)(?: side| lung| one)?|"
     r"(?<!greater )(?<!larger )(?<!more )(?<!less )(?<!worse )\b(?:than|unlike) (?:on |"
     r"in )?(?:the )?(?:left|right)(?: side| lung| one)?|"
-    r"\b(?:is|are) both (?=absent|present|not|negative|normal|clear|seen)|"
+    r"\b(?:is|are|was|were|has|have) both (?:been )?(?=absent|present|not|negative|normal|clear|seen|"
+    r"stable|unchanged|small|large|resolved|cleared|improv|worsen|increas|decreas)|"
     r"\bin the right (?:clinical )?(?:setting|context)|"
     r"\b(?:left|right)(?: (?:upper|lower))? (?:atri\w+|ventric\w+|main-?stem\w*|heart|cardiac|"
     r"subclavian artery)|\bcavo-?atrial|"
