@@ -23,54 +23,52 @@ import re
 HEADER = re.compile(r"\n ([A-Z()/,\- ]+):\s")
 BLANK_LINE = "\n \n"
 
-# Header as written (lower case) -> section. What is not here is tried with the two rules of `section_name`.
+# Header as written (lower case) -> section: the official names and misspellings, no others, so that a section is found
+# where it is in the official files. What is not here is tried with the two rules of `section_name`.
 NAMES = {
     "conclusion": "impression",
-    "conclusions": "impression",
     "findings and impression": "impression",
     "findings/impression": "impression",
-    "impression/findings": "impression",
-    "impressions": "impression",
     "impresson": "impression",
-    "impresion": "impression",
-    "impressio": "impression",
-    "impession": "impression",
+    "imprression": "impression",
+    "imoression": "impression",
     "impressoin": "impression",
     "imprssion": "impression",
-    "imprression": "impression",
-    "inmpression": "impression",
+    "impresion": "impression",
+    "imperssion": "impression",
     "mpression": "impression",
+    "impession": "impression",
     "ndication": "impression",
-    "opinion": "impression",
     "finding": "findings",
-    "findngs": "findings",
     "findins": "findings",
+    "findindgs": "findings",
     "findgings": "findings",
+    "findngs": "findings",
+    "findnings": "findings",
     "finidngs": "findings",
-    "fidings": "findings",
-    "indings": "findings",
-    "pa and lateral views": "findings",
+    "comparision": "comparison",
+    "comparsion": "comparison",
+    "comparrison": "comparison",
+    "comparisions": "comparison",
+    "reference exam": "comparison",
+    "clinical information": "history",
+    "pfi": "history",
     "clinical indication": "indication",
-    "indications": "indication",
+    "idication": "indication",
     "reason for exam": "indication",
     "reason for examination": "indication",
-    "reason for study": "indication",
-    "clinical information": "history",
-    "comparisons": "comparison",
-    "reference exam": "comparison",
     "exam": "examination",
     "type of examination": "examination",
-    "study": "examination",
     "recommendation": "recommendations",
     "recommendation(s)": "recommendations",
-    "notifications": "notification",
     "wetread": "wet read",
 }
 # A header that holds one of these words is that section; the first in this order.
 MAIN = ("impression", "findings", "history", "comparison", "addendum")
 # A header that only says what was taken ("PORTABLE AP CHEST", "CHEST, TWO VIEWS") opens what was seen on it.
 VIEWS = re.compile(
-    r"chest|portable|ribs|bone window|frontal|(?:two|one|pa|ap|lateral) views?|(?:pa|ap) and lat|lateral and (?:pa|ap)"
+    r"chest|portable|ribs|bone window|frontal (?:and|view|upright|semi-upright)|two views|(?:one|pa|ap|lateral) view|"
+    r"pa and lat|lateral and (?:pa|ap)|ap and lateral"
 )
 
 
@@ -82,8 +80,7 @@ def section_name(header: str) -> str:
     for main in MAIN:
         if main in name:
             return main
-    known = ("indication", "technique", "examination", "recommendations", "notification", "wet read")
-    return "findings" if name not in known and VIEWS.search(name) else name
+    return "findings" if VIEWS.search(name) else name
 
 
 def read_sections(text: str) -> dict[str, str]:
