@@ -243,7 +243,9 @@ def compare(paths: tuple[Path, Path], *, seed: int = 0, resamples: int = 1000, r
             found[name] = compare_benchmark(*items, seed=seed, resamples=resamples, rounds=rounds)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
-        if one["decoding"] != other["decoding"]:
+        if "predictions" in one["decoding"] or "predictions" in other["decoding"]:
+            found[name]["notes"].append("how answers of --predictions were decoded is not known")
+        elif one["decoding"] != other["decoding"]:
             found[name]["notes"].append("the two runs were decoded differently (see `decoding` in their results.json)")
     alone = [name for results in both for name in results["benchmarks"] if name not in shared]
     names = [a["name"], b["name"]] if a["name"] != b["name"] else [f"A: {a['name']}", f"B: {b['name']}"]

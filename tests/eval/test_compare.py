@@ -153,6 +153,26 @@ def test_a_label_with_one_class_has_no_auc_and_is_not_in_the_mean(tmp_path):
     assert [edema["p_holm"], pneumonia["p_holm"]] == list(expected.values()), "what is not defined is not counted"
 
 
+GIVEN = {"predictions": "a.jsonl", "sha256": "1"}
+
+
+@pytest.mark.parametrize(
+    ("decodings", "note"),
+    [
+        (({"method": "greedy"}, {"method": "greedy"}), None),
+        (({"method": "greedy"}, {"method": "sampled"}), "the two runs were decoded differently"),
+        # Files are named here, which says nothing of how their answers came about.
+        ((GIVEN, GIVEN | {"sha256": "2"}), "how answers of --predictions were decoded is not known"),
+        (({"method": "greedy"}, GIVEN), "how answers of --predictions were decoded is not known"),
+    ],
+)
+def test_a_note_says_what_is_known_of_the_decoding(tmp_path, decodings, note):
+    a, b = (write(tmp_path / str(i), rows(8), decoding=decoding) for i, decoding in enumerate(decodings))
+    notes = compare.compare((a, b), resamples=5, rounds=5)["benchmarks"]["phantom-x"]["notes"]
+    assert [one for one in notes if "decoded" in one] == [one for one in notes if note and one.startswith(note)]
+    assert any("decoded" in one for one in notes) == (note is not None)
+
+
 def test_text_metrics_are_exchanged_by_patient(tmp_path):
     # Four patients with ten items each: exchanged item by item, the difference would look far too certain.
     runs = []
