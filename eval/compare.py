@@ -118,17 +118,18 @@ def compare_benchmark(a: Mapping[str, dict], b: Mapping[str, dict], *, seed: int
     if any(alone):
         notes.append(f"{alone[0]} items are in A only and {alone[1]} in B only; they are not compared")
     patients = {a[id_]["patient"] for id_ in common}
-    if len(patients) < len(common):
-        notes.append(
-            f"{len(common)} items come from {len(patients)} patients: McNemar and DeLong take items as independent, so "
-            "where they disagree with the interval trust the interval"
-        )
     tables = []
     draw = {"seed": seed, "resamples": resamples}
     for group, found in columns(a, b).items():
         tables.append(_table(group, found, TESTS[group], _test_of(group, rounds, seed), **draw))
         if group == "accuracy" and all(t is not None for pairs in found.values() for t in pairs.truth):
             tables.append(_table("macro accuracy", found, TESTS["macro accuracy"], None, **draw))
+    by_item = any(one["group"] in ("accuracy", "AUC") for one in tables)  # texts are exchanged by patient
+    if by_item and len(patients) < len(common):
+        notes.append(
+            f"{len(common)} items come from {len(patients)} patients: McNemar and DeLong take items as independent, so "
+            "where they disagree with the interval trust the interval"
+        )
     if any(row["low"] is None for one in tables for row in one["rows"]):
         notes.append("no interval where a number is not defined in more than half of the resamples")
     return {"n": len(common), "patients": len(patients), "tables": tables, "notes": notes}
