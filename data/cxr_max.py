@@ -81,10 +81,11 @@ def build(
 
     Returns:
         Counts: {"studies", "splits", "trajectories": {status: n}, "teachers": {teacher: ok trajectories}, "per_study":
-        {ok trajectories: studies}, "rows", "files", "no_text" (nulls), "repeated" (same text again), "duplicates" (left
-        out), "cleaned" (texts with special tokens or NUL taken out), "unknown_labels", "no_known_label" (studies),
-        "several_films", "labelled", "reports", "set_aside": {reason: n}, "missing": first ten studies without their
-        film, "left_out": files without trajectories}.
+        {ok trajectories: studies}, "split_patients" (in several splits, which the source said), "rows", "files",
+        "no_text" (nulls), "repeated" (same text again), "duplicates" (left out), "cleaned" (texts with special tokens
+        or NUL taken out), "unknown_labels", "no_known_label" (studies), "several_films", "labelled", "reports",
+        "set_aside": {reason: n}, "missing": first ten studies without their film, "left_out": files without
+        trajectories}.
 
     Raises:
         UserError: unreadable source, columns that cannot be told, missing tables, duplicates, nothing to write, or an
@@ -115,6 +116,7 @@ def build(
         splits = read_splits(paths["split"], wanted=wanted, partial=partial)
         codes = read_labels(paths["labels"], labels, wanted=wanted, partial=partial) if "labels" in paths else {}
         set_aside, by_split, statuses, teachers, per_study = Counter(), Counter(), Counter(), Counter(), Counter()
+        sides: dict[str, set[str]] = {}  # splits of each patient
         missing: list[str] = []
         problems = Problems(source)
 
@@ -141,6 +143,7 @@ def build(
                 counts["labelled"] += "findings" in record
                 counts["reports"] += "report" in record
                 by_split[record["split"]] += 1
+                sides.setdefault(record["patient"], set()).add(record["split"])
                 ok = [one["teacher"] for one in record["trajectories"] if one["status"] == "ok"]
                 statuses.update(one["status"] for one in record["trajectories"])
                 teachers.update(ok)
@@ -178,6 +181,7 @@ def build(
         "trajectories": dict(statuses),
         "teachers": dict(teachers),
         "per_study": dict(sorted(per_study.items())),
+        "split_patients": sum(len(one) > 1 for one in sides.values()),
         "set_aside": dict(set_aside),
         "missing": missing,
     }
@@ -311,6 +315,11 @@ def _fill(
         raise UserError(
             f"{opened[0][0]}: none of {counts['rows']} rows names a study (s5xxxxxxx) or film (dicom_id) of MIMIC-CXR; "
             "name the column that does with --columns image=COLUMN"
+        )
+    if not store.execute("SELECT EXISTS (SELECT 1 FROM texts)").fetchone()[0]:
+        raise UserError(
+            f"{opened[0][0]}: none of {counts['rows']} rows has a text (null for every teacher); name the column that "
+            "has with --columns text=COLUMN"
         )
     return counts
 
@@ -474,6 +483,7 @@ def describe(counts: dict[str, Any], out: StrPath) -> str:
         ("unknown_labels", "names among the diagnoses that are none of the 14 labels, left out"),
         ("no_known_label", "studies whose diagnoses are all none of the 14 labels, written without labels"),
         ("several_films", "studies whose rows name several films (the first is shown)"),
+        ("split_patients", "patients in several splits (python -m data.splits --check lists them)"),
     ):
         if counts.get(key):
             lines.append(f"  {what}: {counts[key]}")

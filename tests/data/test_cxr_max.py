@@ -478,6 +478,19 @@ def test_a_told_column_without_ids_is_refused(root, clone):
     assert "none of 1 rows names a study" in refusal(load, clone, root, columns="image=image")
 
 
+def test_a_column_of_nulls_is_no_text(root, clone):
+    write(clone / "a.jsonl", [row | {"text": None, "answer": "No edema."} for row in rows()])
+    assert "none of 21 rows has a text (null for every teacher); name the column" in refusal(load, clone, root)
+    assert load(clone, root, columns="text=answer")[0]["studies"] == 3
+
+
+def test_a_patient_in_several_told_splits_is_counted(root, clone):
+    write(clone / "a.jsonl", [row | {"side": ["train", "val", "test"][n % 3]} for n, row in enumerate(rows())])
+    counts, _ = load(clone, root, columns="split=side")  # the first two studies are of one patient
+    assert counts["split_patients"] == 1 and "patients in several splits" in cxr_max.describe(counts, "o")
+    assert "several splits" not in cxr_max.describe(load(clone, root)[0], "o")
+
+
 def test_an_array_larger_than_what_is_read_at_once(clone, monkeypatch):
     monkeypatch.setattr("data.cxr_source.BLOCK", 7)
     made = [{"n": n, "text": "é]},{" * (n % 9)} for n in range(40)]
