@@ -58,9 +58,9 @@ import numpy as np
 
 from data.errors import UserError
 from data.findings import FIVE, LABELS, SIDELESS, Claim, is_refusal, read_findings, summarise
+from data.records import SIDES
 
 ORDER = (*FIVE, *(label for label in LABELS if label not in FIVE))
-SIDES = ("left", "right", "bilateral")
 Compose = Literal["plain", "quote"]
 Decision = tuple[str, str | None]  # state, side
 

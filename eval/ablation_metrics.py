@@ -37,12 +37,12 @@ from typing import Any
 
 import numpy as np
 
-from apo.consensus import SIDES, plain_sentence
+from apo.consensus import plain_sentence
 from data.errors import UserError, run_cli
 from data.files import StrPath, read_jsonl, refuse_input, write_atomic
 from data.findings import FIVE, LABELS, read_findings, summarise
 from data.phantom.teachers import misleads
-from data.records import read_studies
+from data.records import SIDES, read_studies
 from data.rows import ok_trajectories
 from data.variants import plain_text
 from eval import presence

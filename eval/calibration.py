@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from apo.consensus import FIVE, SIDES
 from data import checkpoints, manifest
 from data.errors import UserError, refuse_below_one, run_cli
 from data.files import atomic_open, dump_line, refuse_input
-from data.records import image_paths
+from data.findings import FIVE
+from data.records import SIDES, image_paths
 from data.row_checks import turn
 from data.variants import plain_text
 from eval import presence

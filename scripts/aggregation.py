@@ -21,14 +21,13 @@ from data.files import atomic_open, dump_line, refuse_input
 from data.findings_lexicon import FIVE
 from data.phantom import styles
 from data.phantom.teachers import SIDED, Statement
-from data.records import image_paths, read_studies, root_of
+from data.records import SIDES, image_paths, read_studies, root_of
 from data.row_checks import turn
 
 VOTERS = (3, 7)
 PRESENT = 0.4  # chance of a finding
 RATES = (0.55, 0.95)  # sensitivity and specificity of a voter, by finding
 STYLES = [name for name in styles.STYLES if name != "consensus"]
-SIDES = ("left", "right", "bilateral")
 
 
 def voter(truth: dict[str, str | None], rng: np.random.Generator) -> list[Statement]:
