@@ -31,8 +31,10 @@ from itertools import zip_longest
 from pathlib import Path
 
 from apo import consensus
-from apo.consensus import COMPOSES, NEEDS_MODEL, ORDER, STRATEGIES, Answer, SelfPrompt, self_prompt, study_rng
+from apo.consensus import COMPOSES, NEEDS_MODEL, STRATEGIES, Answer
+from apo.heard import ORDER
 from apo.labels import Labels, read_labels, refuse_labels
+from apo.self_prompt import SelfPrompt, self_prompt, study_rng
 from data import checkpoints, manifest
 from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
 from data.files import append_jsonl, claimed, dump_line, out_file, read_jsonl, refuse_input, sha256_file, write_atomic

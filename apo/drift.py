@@ -25,7 +25,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from apo.consensus import Decision, Heard, denies_another_side, hear, in_context, words
+from apo.distances import words
+from apo.heard import Decision, Heard, denies_another_side, hear, in_context
 from apo.stationarity import BINS, holm, permutation_tests
 from data.errors import UserError, run_cli
 from data.files import sha256_file, write_atomic

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from apo.consensus import Decision, Heard, hear, in_context
 from apo.drift import CONFLICTS, OUTCOMES, STATE, consensus_decisions, outcome
+from apo.heard import Decision, Heard, hear, in_context
 from apo.stationarity import BINS
 from data import pages
 from data.charts import WIDTH, draw_lines

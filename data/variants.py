@@ -30,7 +30,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from apo.consensus import ORDER, plain_sentence, study_rng
+from apo.consensus_text import plain_sentence
+from apo.heard import ORDER
+from apo.self_prompt import study_rng
 from data import manifest
 from data.errors import UserError, refuse_below_one, run_cli
 from data.files import out_file, read_jsonl, refuse_input

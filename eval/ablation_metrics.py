@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from apo.consensus import plain_sentence
+from apo.consensus_text import plain_sentence
 from data.errors import UserError, run_cli
 from data.files import StrPath, read_jsonl, refuse_input, write_atomic
 from data.findings import FIVE, LABELS, read_findings, summarise

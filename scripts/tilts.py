@@ -5,9 +5,9 @@
 The paper prints one accuracy a teacher and finding; sensitivity and specificity, on which every consensus depends, are
 not known. A split is one tilt a teacher, uniform from -1 (says no too often) to 1 (says yes too often), as in
 data/phantom/teachers.py; the world "published" is one split, chosen so that the consensus works. Here teachers of
-random splits vote on the truth of drawn films, and Dawid and Skene's consensus (apo/consensus.py, fitted on all films),
-the same with the labels of the first few films, and the unweighted vote are scored on the last ones, beside the best
-teacher there.
+random splits vote on the truth of drawn films, and Dawid and Skene's consensus (apo/error_rates.py, fitted on all
+films), the same with the labels of the first few films, and the unweighted vote are scored on the last ones, beside the
+best teacher there.
 
 Votes are drawn and not read from texts, and every teacher speaks on every finding, unless it refuses.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apo.consensus import fit_dawid_skene, orient, orient_by_labels
+from apo.error_rates import fit_dawid_skene, orient, orient_by_labels
 from data.errors import UserError, refuse_below_one, run_cli
 from data.files import claimed, write_atomic
 from data.phantom import cohort
