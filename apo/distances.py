@@ -2,6 +2,8 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from apo.heard import Decision
 
@@ -33,3 +35,49 @@ def token_overlap(a: Counter, b: Counter) -> float:
     """Dice coefficient of two bags of words, 2 |a & b| / (|a| + |b|): the F1 of unigram precision and recall."""
     size = a.total() + b.total()
     return 2.0 * (a & b).total() / size if size else 0.0
+
+
+def lcs_length(masks: dict[str, int], length: int, other: Sequence[str]) -> int:
+    """Longest common subsequence of a text (as `positions` of it, and its length) with another, bit-parallel.
+
+    Hyyro 2004, "Bit-parallel LCS-length computation revisited": one addition of `length`-bit numbers a token.
+    """
+    full = (1 << length) - 1
+    v = full
+    for word in other:
+        u = v & masks.get(word, 0)
+        v = ((v + u) | (v - u)) & full
+    return length - v.bit_count()
+
+
+def positions(tokens: Sequence[str]) -> dict[str, int]:
+    """For every token the bits of its places."""
+    masks: dict[str, int] = {}
+    for i, word in enumerate(tokens):
+        masks[word] = masks.get(word, 0) | 1 << i
+    return masks
+
+
+class Tokens(NamedTuple):
+    """A text made ready for comparing."""
+
+    tokens: list[str]
+    counts: Counter
+    masks: dict[str, int]  # see `positions`
+
+
+def tokens_of(text: str) -> Tokens:
+    tokens = words(text)
+    return Tokens(tokens, Counter(tokens), positions(tokens))
+
+
+def text_measures(a: Tokens, b: Tokens) -> tuple[float, float, float]:
+    """(precision, recall, similarity) of text `a` against the reference `b`; 0 where one is empty.
+
+    Shares of tokens, each counted as often as it is in both texts, and ROUGE-L F1.
+    """
+    n, m = len(a.tokens), len(b.tokens)
+    if not n or not m:
+        return 0.0, 0.0, 0.0
+    shared = sum(min(k, b.counts.get(word, 0)) for word, k in a.counts.items())
+    return shared / n, shared / m, 2.0 * lcs_length(a.masks, n, b.tokens) / (n + m)

@@ -1,4 +1,4 @@
-"""The drift page: apo/drift.py's numbers and a browser of single studies as one self-contained HTML file.
+"""The drift page: apo/drift_results.py's numbers and a browser of single studies as one self-contained HTML file.
 
 Nothing is loaded from elsewhere and nothing runs: films are embedded, charts are inline SVG, studies open by <details>,
 and every text is escaped.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from apo.drift import CONFLICTS, OUTCOMES, STATE, consensus_decisions, outcome
+from apo.drift_outcomes import CONFLICTS, OUTCOMES, STATE, consensus_decisions, outcome
 from apo.heard import Decision, Heard, hear, in_context
 from apo.stationarity import BINS
 from data import pages
