@@ -233,8 +233,22 @@ class APOTrainer(ResumesWhole, DPOTrainer):
         logger.info(f"APO: reference cache {self.cache.folder} is complete: {len(self.cache.logps)} responses")
         return TrainOutput(0, 0.0, {})
 
+    def get_batch_samples(self, *args, **kwargs):
+        """The micro-batches of a step; how many studies they hold is kept for `_mean`."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        self._studies_a_step = sum(len(b[group.BATCH_KEY]["group_sizes"]) for b in batches if group.BATCH_KEY in b)
+        return batches, items
+
+    def _mean(self, losses: torch.Tensor, train_eval: str) -> torch.Tensor:
+        """Mean of a micro-batch's losses. In training its share of the step's mean, times the micro-batches that it
+        will be divided by: the last one of an epoch may not be full, and its studies weigh no more than the others."""
+        mean = losses.mean()
+        if train_eval == "train":
+            mean = mean * (len(losses) * self.current_gradient_accumulation_steps / self._studies_a_step)
+        return mean
+
     def get_batch_loss_metrics(self, model, batch, train_eval="train", pair_loss_scale=None):
-        """Mean loss of a micro-batch of studies, and sum and count of each of its metrics (`_shares`)."""
+        """Loss of a micro-batch of studies (`_mean`), and sum and count of each of its metrics (`_shares`)."""
         if not self.groups:
             if group.BATCH_KEY in batch:
                 raise ValueError(
@@ -275,7 +289,7 @@ class APOTrainer(ResumesWhole, DPOTrainer):
         study = torch.arange(len(sizes), device=losses.device).repeat_interleave(sizes)
         negatives = torch.stack([sums.index_fill(0, chosen, 0.0), torch.ones_like(sums).index_fill(0, chosen, 0.0)], 1)
         shares["logps/rejected"] = negatives.new_zeros(len(sizes), 2).index_add(0, study, negatives)
-        return losses.mean(), self._shares(shares, train_eval)
+        return self._mean(losses, train_eval), self._shares(shares, train_eval)
 
     def _shares(self, by_study: dict[str, torch.Tensor], train_eval: str) -> dict[str, torch.Tensor]:
         """Sum and count, [2], of each metric of a micro-batch; in training of this rank's studies, in evaluation of

@@ -80,6 +80,16 @@ def test_accumulation_layout_and_frozen_vision(studies, student_dir, tmp_path, t
     assert column(one, "nll_loss") == pytest.approx(column(two, "nll_loss"), abs=1e-5)
 
 
+def test_a_last_micro_batch_that_is_not_full_gives_its_studies_no_more_weight(studies, student_dir, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", studies[1][:7])
+    common = {"learning_rate": 1e-4, "rpo_alpha": 0.5}
+    pairs = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    ours, _ = train(student_dir, rows, tmp_path / "pairs", **pairs, **common)
+    single = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    theirs, _ = train(student_dir, rows, tmp_path / "single", **single, **common)
+    assert_same_run(ours, theirs)
+
+
 @pytest.mark.parametrize("reentrant", ["true", "false"])
 def test_gradient_checkpointing_changes_nothing(shared_run, studies, student_dir, tmp_path, reentrant):
     (logs, _), _ = shared_run
