@@ -66,6 +66,13 @@ def response_message(chosen: StdTemplateInputs, other: StdTemplateInputs, name: 
     return other.messages[-1]
 
 
+def refuse_partial_loss(message: dict[str, Any], name: str) -> None:
+    """Raise ValueError for an answer that ms-swift would train in part or not: what is left out would count as prompt
+    of every response."""
+    if any(message.get(key) not in (None, 1) for key in ("loss", "loss_scale")):
+        raise ValueError(f"{name}: its answer has a loss or loss_scale of its own, but counts whole here; take it out")
+
+
 def encode_group(
     template: Template, chosen: StdTemplateInputs, others: list[StdTemplateInputs], column: str
 ) -> dict[str, Any]:
@@ -75,11 +82,15 @@ def encode_group(
         column: the rows' name for `others`, for messages.
 
     Raises:
-        ValueError: another prompt in a response, a weighted loss_scale, more than one trained turn.
+        ValueError: another prompt in a response, a weighted loss_scale, an answer or a turn that is trained in part,
+            more than one trained turn.
         MaxLengthError: prefix and longest response exceed max_length; a film's tokens are never cut.
     """
     refuse_settings({"loss_scale": template._loss_scale})
-    messages = [response_message(chosen, other, f"{column}[{i}]") for i, other in enumerate(others)]
+    names = [f"{column}[{i}]" for i in range(len(others))]
+    messages = [response_message(chosen, other, name) for other, name in zip(others, names, strict=True)]
+    for name, message in zip(("messages", *names), (chosen.messages[-1], *messages), strict=True):
+        refuse_partial_loss(message, name)
     prompt = text_only(chosen)
     max_length, template.max_length = template.max_length, None
     try:

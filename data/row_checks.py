@@ -202,13 +202,21 @@ def _check_tags(row: dict, images: int) -> None:
         )
 
 
+def _check_whole(turn: dict, name: str) -> None:
+    """Refuse an answer of a study that ms-swift would train in part or not at all."""
+    if any(turn.get(key) not in (None, 1) for key in ("loss", "loss_scale")):
+        raise UserError(f"{name}: its answer has a loss or loss_scale of its own, but counts whole here; take it out")
+
+
 def _check_positives(row: dict) -> None:
     """Check the further trajectories of a study that is learnt behind one prefix: assistant turns alone."""
     positives = row["positive_messages"]
     if not isinstance(positives, list) or not all(isinstance(turns, list) and len(turns) == 1 for turns in positives):
         raise UserError("positive_messages must be a list of lists with one assistant turn each")
+    _check_whole(row["messages"][-1], "messages")
     for place, turns in enumerate(positives):
         _check_conversation(turns, f"positive_messages[{place}]")
+        _check_whole(turns[-1], f"positive_messages[{place}]")
 
 
 def _check_negatives(row: dict) -> int:
@@ -235,9 +243,13 @@ def _check_negatives(row: dict) -> int:
     messages = row["messages"]
     if sum(turn["role"] == "assistant" for turn in messages) == len(messages):
         raise UserError("messages has no prompt; put the user's turn before the answer")
+    if given[0] == "negative_messages":
+        _check_whole(messages[-1], "messages")
     for place, turns in enumerate(negatives, 1):
         name = given[0] if given[0] != "negative_messages" else f"negative {place}"
         _check_conversation(turns, name)
+        if given[0] == "negative_messages":
+            _check_whole(turns[-1], name)
         if len(turns) > 1 and not _same_turns(turns[:-1], messages[:-1]):
             raise UserError(f"{name}: its prompt is not that of messages; write its assistant turn alone")
         if same_text(turns[-1]["content"], messages[-1]["content"]):

@@ -256,6 +256,13 @@ def test_refusals(student, tmp_path):
         template.encode({**row, "negative_messages": [[other, row["negative_messages"][0][0]]]})
     with pytest.raises(ValueError, match="must end with an assistant turn"):
         template.encode({**row, "negative_messages": [[other]]})
+    for change in ({"loss": False}, {"loss_scale": 0.5}):
+        spared = [[row["negative_messages"][0][0] | change]]
+        with pytest.raises(ValueError, match=r"negative_messages\[0\]: its answer has a loss or loss_scale of its own"):
+            template.encode({**row, "negative_messages": spared})
+        with pytest.raises(ValueError, match="messages: its answer has a loss or loss_scale of its own"):
+            template.encode({**row, "messages": [row["messages"][0], row["messages"][1] | change]})
+    assert template.encode({**row, "negative_messages": [[row["negative_messages"][0][0] | {"loss": True}]]})
     stock = {**row, "rejected_response": "edema"}
     del stock["negative_messages"]
     groups = [dict(template.encode(row)), dict(template.encode(stock))]

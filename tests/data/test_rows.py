@@ -348,6 +348,14 @@ BAD_ROWS = {
         row(negative_messages=[[turn("Clear.")], [turn("Left  effusion.")]]),
         "negative 2: equals the positive answer; take this negative out",
     ),
+    "negative trained in part": (
+        row(negative_messages=[[turn("Clear.") | {"loss": False}]]),
+        "negative 1: its answer has a loss or loss_scale of its own",
+    ),
+    "positive trained in part": (
+        row(messages=[turn(PROMPT, "user"), turn("Left effusion.") | {"loss_scale": 0.5}]),
+        "messages: its answer has a loss or loss_scale of its own",
+    ),
     "other prompt": (
         row(negative_messages=[[turn("Another <image>.", "user"), turn("Clear.")]]),
         "negative 1: its prompt is not that of messages; write its assistant turn alone",
@@ -491,6 +499,9 @@ def test_positive_messages_are_checked(tmp_path, cohort):
     row["positive_messages"][0] = "text"
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     assert "list of lists with one assistant turn" in refusal(check_rows, tmp_path / "rows.jsonl", "sft")
+    row["positive_messages"] = [[turn("B.") | {"loss": False}]]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    assert "positive_messages[0]: its answer has a loss" in refusal(check_rows, tmp_path / "rows.jsonl", "sft")
 
 
 def test_weights_stay_with_their_negatives_when_others_are_left_out():
