@@ -13,6 +13,7 @@ from swift.trainers import Seq2SeqTrainer
 
 from apo import group, options
 from apo.forward import check_template, forward_logps, settle_attention
+from apo.refusals import ALLOWED_IN_SHARED_LEARN, refuse_shared_learn_settings
 from apo.resume import ResumesWhole
 from apo.windows import use_window_attention
 
@@ -27,11 +28,7 @@ class LearnTrainer(ResumesWhole, Seq2SeqTrainer):
 
     def _settle(self) -> None:
         check_template(self.template, self.args)
-        if self.args.predict_with_generate or self.args.enable_dft_loss or self.label_smoother is not None:
-            raise ValueError(
-                "rows with positive_messages are trained by plain likelihood: leave predict_with_generate, "
-                "enable_dft_loss and label_smoothing_factor out"
-            )
+        refuse_shared_learn_settings({name: getattr(self.args, name, None) for name in ALLOWED_IN_SHARED_LEARN})
         self.options = options.resolve()
         self.attention = settle_attention([self.accelerator.unwrap_model(self.model)], self.options)
         if self.is_world_process_zero():

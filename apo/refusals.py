@@ -31,6 +31,16 @@ ALLOWED = {
     ),
 }
 
+# By flag, for Learn on whole studies, which are trained by plain likelihood.
+UNREAD = "is not read for whole studies (share_prefix, positive_messages); leave it out"
+ALLOWED_IN_SHARED_LEARN = {
+    "predict_with_generate": (("false",), UNREAD),
+    "enable_dft_loss": (("false",), UNREAD),
+    "enable_channel_loss": (("false",), UNREAD),
+    "label_smoothing_factor": (("0", "0.0"), UNREAD),
+    "loss_type": (("none", "null"), UNREAD),
+}
+
 # By flag, for a Critique.
 ALLOWED_IN_CRITIQUE = {
     "neftune_noise_alpha": (
@@ -71,6 +81,11 @@ def refuse_settings(settings: Mapping[str, object]) -> None:
         ValueError: the flag, the reason and what to write instead.
     """
     _refuse(ALLOWED, settings)
+
+
+def refuse_shared_learn_settings(settings: Mapping[str, object]) -> None:
+    """Refuse what would have no effect where Learn trains whole studies (`share_prefix`); else as `refuse_settings`."""
+    _refuse(ALLOWED_IN_SHARED_LEARN, settings)
 
 
 def refuse_critique_settings(settings: Mapping[str, object], *, reference_free: bool = False) -> None:

@@ -14,7 +14,13 @@ from functools import partial
 from pathlib import Path
 
 from apo.options import Options, check_model_kwargs
-from apo.refusals import STUDY_LOSSES, refuse_critique_settings, refuse_settings, refuse_sliding_config
+from apo.refusals import (
+    STUDY_LOSSES,
+    refuse_critique_settings,
+    refuse_settings,
+    refuse_shared_learn_settings,
+    refuse_sliding_config,
+)
 from data import checkpoints
 from data.errors import UserError
 from scripts.ranges import check_values
@@ -213,6 +219,8 @@ def _fixed_flags(plan: Plan) -> None:
         _refuse(refuse_settings, settings)
         if plan.stage == "critique":
             _refuse(partial(refuse_critique_settings, reference_free=options.reference_free), settings)
+        else:
+            _refuse(refuse_shared_learn_settings, settings)
     plugin = str(ROOT / "apo" / "plugin.py")
     # An absolute path: ms-swift stores it in the checkpoint and loads it again from any folder.
     settings["external_plugins"] = [plugin, *(p for p in as_list(settings.get("external_plugins")) if p != plugin)]

@@ -77,6 +77,14 @@ def test_a_study_of_one_trajectory_and_unequal_studies(student_dir, tmp_path):
     assert len(logs) == 2
 
 
-def test_refuses_what_would_cut_studies(cohort, student_dir, tmp_path):
-    with pytest.raises(ValueError, match="would cut what all responses share"):
-        learn(student_dir, cohort[0], tmp_path / "out", truncation_strategy="right")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"truncation_strategy": "right"}, "would cut what all responses share"),
+        ({"loss_type": "cross_entropy"}, "loss_type cross_entropy is not read for whole studies"),
+        ({"enable_channel_loss": "true"}, "enable_channel_loss true is not read for whole studies"),
+    ],
+)
+def test_refuses_what_would_cut_studies_or_not_be_read(cohort, student_dir, tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        learn(student_dir, cohort[0], tmp_path / "out", **flags)

@@ -11,6 +11,7 @@ from apo.refusals import (
     refuse_critique_settings,
     refuse_moving_reference,
     refuse_settings,
+    refuse_shared_learn_settings,
     refuse_sliding_config,
 )
 from tests.apo.cases import make_rows, train, write_rows
@@ -35,6 +36,23 @@ def test_each_flag_is_refused_as_word_and_as_value(flag, value, why):
     for given in (value, str(value)):
         with pytest.raises(ValueError, match=f"^--{flag} .*{why}"):
             refuse_settings({flag: given})
+
+
+UNREAD_IN_LEARN = [
+    ("predict_with_generate", True),
+    ("enable_dft_loss", True),
+    ("enable_channel_loss", True),
+    ("label_smoothing_factor", 0.1),
+    ("loss_type", "cross_entropy"),
+]
+
+
+@pytest.mark.parametrize(("flag", "value"), UNREAD_IN_LEARN)
+def test_what_learning_whole_studies_does_not_read_is_refused(flag, value):
+    for given in (value, str(value)):
+        with pytest.raises(ValueError, match=f"^--{flag} .* leave it out"):
+            refuse_shared_learn_settings({flag: given})
+    refuse_shared_learn_settings({"predict_with_generate": False, "label_smoothing_factor": 0.0, "loss_type": None})
 
 
 MOVING = [

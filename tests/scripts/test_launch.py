@@ -594,6 +594,13 @@ def test_stock_losses_take_only_rows_with_one_rejected_response(model, studies, 
     assert ran[0].settings["dataset"] == ran[0].settings["val_dataset"] == [str(pairs)]
 
 
+@pytest.mark.parametrize("words", [("--loss_type", "cross_entropy"), ("--enable_channel_loss", "true")])
+def test_what_learning_whole_studies_does_not_read_is_refused(model, studies, tmp_path, ran, words):
+    with pytest.raises(UserError, match=f"{words[0]} {words[1]} is not read for whole studies"):
+        run("sft", model, studies, tmp_path / "o", *words)
+    assert run("sft", model, studies, tmp_path / "o", "--share_prefix", "false", *words) == 0 and ran
+
+
 def test_given_validation_set_wins(model, studies, tmp_path, ran):
     run("sft", model, studies, tmp_path / "o", "--val_dataset", studies)
     assert ran[0].settings["val_dataset"] == [str(tmp_path / "o/rows/validate.jsonl")]
