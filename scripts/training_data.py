@@ -119,6 +119,19 @@ def refuse_other_negatives(plan: Plan, path: Path) -> None:
                 raise UserError(f"{path}:{line}: {column} {verb} here, and {remedy}")
 
 
+def refuse_smoothed_weights(plan: Plan, path: Path) -> None:
+    """Refuse rows with weights of their negatives under a label_smoothing of the Plackett-Luce loss, which spreads
+    evenly; the loss would at the first such row."""
+    if str(plan.settings.get("loss_type")) != STUDY_LOSSES[0] or not float(plan.settings.get("label_smoothing", 0)):
+        return
+    for line, row in read_jsonl(path):
+        if row.get("negative_weights") is not None:
+            raise UserError(
+                f"{path}:{line}: negative_weights are here, and --label_smoothing spreads its share evenly over the "
+                f"negatives; leave one of the two out, or train with --loss_type {STUDY_LOSSES[1]}"
+            )
+
+
 def row_options(plan: Plan) -> dict[str, Any]:
     """The options of `data.rows.write_rows` that the settings ask for. Raises UserError for neither true nor false."""
     settings = plan.settings
@@ -213,9 +226,11 @@ def _one_dataset(plan: Plan, entry: str, kind, split: str, number: int, options:
         print(f"{path}: {counts['rows']} rows, checked", flush=True)
         if counts["unused_columns"]:
             print(f"  columns that ms-swift leaves unused: {', '.join(counts['unused_columns'])}", flush=True)
+        refuse_smoothed_weights(plan, path)
         plan.datasets.append(path)
         return f"{path.absolute()}{sharp}{sample}"
     print(rows.describe(rows.write_rows(kind, path, target, split=split, **options)), flush=True)
+    refuse_smoothed_weights(plan, target)
     if path not in plan.datasets:
         plan.datasets.append(path)
     return f"{target}{sharp}{sample}"

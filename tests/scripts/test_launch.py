@@ -594,6 +594,21 @@ def test_stock_losses_take_only_rows_with_one_rejected_response(model, studies, 
     assert ran[0].settings["dataset"] == ran[0].settings["val_dataset"] == [str(pairs)]
 
 
+def test_smoothed_weights_are_refused_before_a_model_is_loaded(model, studies, tmp_path, ran):
+    changed = lines(studies)
+    changed[1]["consensus"]["audit"] = {"negative_weights": {changed[1]["trajectories"][0]["teacher"]: 2.0}}
+    weighted = write(studies.with_name("weighted.jsonl"), changed)
+    smooth = ("--label_smoothing", "0.1")
+    message = r"rows/train.jsonl:2: negative_weights .*--label_smoothing .*or train with --loss_type pairwise"
+    with pytest.raises(UserError, match=message):
+        run("apo", model, weighted, tmp_path / "o", *smooth)
+    with pytest.raises(UserError, match=message):
+        run("apo", model, tmp_path / "o/rows/train.jsonl", tmp_path / "p", *smooth, "--image_root", studies.parent)
+    for number, words in enumerate((("--label_smoothing", "0"), (*smooth, "--loss_type", "pairwise"))):
+        assert run("apo", model, weighted, tmp_path / str(number), *words) == 0
+    assert len(ran) == 2
+
+
 @pytest.mark.parametrize("words", [("--loss_type", "cross_entropy"), ("--enable_channel_loss", "true")])
 def test_what_learning_whole_studies_does_not_read_is_refused(model, studies, tmp_path, ran, words):
     with pytest.raises(UserError, match=f"{words[0]} {words[1]} is not read for whole studies"):
