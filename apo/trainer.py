@@ -282,6 +282,9 @@ class APOTrainer(ResumesWhole, DPOTrainer):
         if self.args.rpo_alpha is not None:
             losses = losses + self.args.rpo_alpha * nll
             metrics["nll_loss"] = nll.detach()
+        if train_eval == "eval":
+            # transformers' own is made of means by micro-batch, and some of these hold studies given twice (`_shares`).
+            metrics["loss"] = losses.detach()
         sizes = torch.tensor(layout.group_sizes, device=losses.device)
         sums = policy.sums.detach()
         metrics["logps/chosen"] = sums[chosen]

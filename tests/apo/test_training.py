@@ -172,10 +172,12 @@ def test_metrics_are_means_over_studies(studies, student_dir, tmp_path):
     (*_, halves), (pairs,) = train(student_dir, studies[0], tmp_path / "two", per_device_eval_batch_size=2, **flags)
     flags |= {"per_device_train_batch_size": 1}
     (*_, shared), (ranks,) = train_on_ranks(
-        2, student_dir, studies[0], tmp_path / "ranks", per_device_eval_batch_size=1, **flags
+        2, student_dir, studies[0], tmp_path / "ranks", per_device_eval_batch_size=2, **flags
     )
     names = [name for name in expected if name.startswith(("eval_rewards", "eval_logps", "eval_effective"))]
     assert len(names) > 8
+    for found in (pairs, ranks):
+        assert found["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-4)
     for name in names:
         assert pairs[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
         assert ranks[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-4), name
