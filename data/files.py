@@ -160,7 +160,9 @@ def append_jsonl(path: StrPath, row: Any) -> None:
         ) from error
 
 
-def read_jsonl(path: StrPath, *, torn: Literal["error", "drop"] = "error") -> Iterator[tuple[int, Any]]:
+def read_jsonl(
+    path: StrPath, *, torn: Literal["error", "drop"] = "error", finite: bool = True
+) -> Iterator[tuple[int, Any]]:
     """Yield (line number from 1, parsed value) for every line of a UTF-8 JSONL file, one line in memory at a time.
 
     Blank lines are passed over (and counted in the numbering); a byte order mark at the start is ignored.
@@ -169,6 +171,8 @@ def read_jsonl(path: StrPath, *, torn: Literal["error", "drop"] = "error") -> It
         torn: what to do with a last line that has no newline and does not parse, the trace of an interrupted append.
             "drop" says so on stderr and leaves it out, for files that a resumed run goes on writing; "error" refuses
             it, for files that are input. A last line that merely lacks its newline is read by both.
+        finite: False reads NaN, Infinity and numbers too large for a float as Python's, for the logs of a training that
+            may have diverged; True refuses them.
 
     Raises:
         UserError: "FILE:LINE: what; remedy" for a missing file, bytes that are not UTF-8, a line that is not JSON,
@@ -181,7 +185,7 @@ def read_jsonl(path: StrPath, *, torn: Literal["error", "drop"] = "error") -> It
             if not raw.strip():
                 continue
             try:
-                value = parse_line(raw, f"{path}:{number}")
+                value = parse_line(raw, f"{path}:{number}", finite=finite)
             except UserError as error:
                 # Only the last line can lack its newline.
                 if raw.endswith(b"\n"):
@@ -193,8 +197,9 @@ def read_jsonl(path: StrPath, *, torn: Literal["error", "drop"] = "error") -> It
             yield number, value
 
 
-def parse_line(raw: bytes, where: str) -> Any:
-    """Parse one line of JSONL strictly; `where` ("FILE:LINE") opens the message of the UserError."""
+def parse_line(raw: bytes, where: str, *, finite: bool = True) -> Any:
+    """Parse one line of JSONL strictly; `where` ("FILE:LINE") opens the message of the UserError. `finite`: as in
+    `read_jsonl`."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -207,7 +212,8 @@ def parse_line(raw: bytes, where: str) -> Any:
             "save the file as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8 converts the usual other encoding)"
         ) from error
     try:
-        return _DECODER.decode(text.rstrip("\r\n"))  # at the line's end, the column is one of the next line otherwise
+        decoder = _DECODER if finite else _ANY_NUMBER
+        return decoder.decode(text.rstrip("\r\n"))  # at the line's end, the column is one of the next line otherwise
     except json.JSONDecodeError as error:
         hint = "write one JSON value on each line"
         if text.strip() in ("[", "{"):
@@ -292,6 +298,7 @@ def _float(text: str) -> float:
 # Built once: json.dumps would build one a row.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False)
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+_ANY_NUMBER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _mend_last_line(log: IO[bytes], path: Path) -> None:

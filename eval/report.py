@@ -12,13 +12,12 @@ import argparse
 import json
 import math
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data import pages
 from data.errors import UserError, refuse_negative, run_cli
-from data.files import refuse_input, sha256_file, write_atomic
+from data.files import read_jsonl, refuse_input, sha256_file, write_atomic
 from data.images import decode_problem, file_problem
 from data.records import did_you_mean, image_paths, read_studies, root_of
 from eval import charts, phantom, presence
@@ -47,23 +46,8 @@ def read_log(path) -> list[dict]:
     Raises:
         UserError: the file is missing, or a line other than a torn last one is not JSON.
     """
-    if path is None:
-        return []
-    try:
-        lines = Path(path).read_bytes().splitlines(keepends=True)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); name the logging.jsonl of the run, or leave it out"
-        ) from None
     rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError):
-            if line.endswith(b"\n"):
-                raise UserError(f"{path}:{number}: is not JSON; name the logging.jsonl of the run") from None
-            print(f"note: {path}:{number}: last line cut off by an interruption; left out", file=sys.stderr)
-            break
+    for _, row in read_jsonl(path, torn="drop", finite=False) if path else ():
         step = str(row.get("global_step/max_steps", "")).partition("/")[0] if isinstance(row, dict) else ""
         if step.isdecimal():
             numbers = {k: _float(v) for k, v in row.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}

@@ -7,7 +7,6 @@ stay in the record with status "refused". From a patient's second film on, the s
 
 import argparse
 import csv
-import json
 import math
 import os
 import shlex
@@ -109,7 +108,7 @@ class Trial:
         started = time.monotonic()
         threads = {} if ranks == 1 else {"NPROC_PER_NODE": str(ranks), "OMP_NUM_THREADS": "1"}
         peak = self.command(name, words, **threads)
-        logged = [json.loads(line) for line in (self.out / name / "logging.jsonl").open(encoding="utf-8")]
+        logged = [row for _, row in read_jsonl(self.out / name / "logging.jsonl", finite=False)]
         steps = [row for row in logged if "loss" in row]
         self.rows.append(
             {

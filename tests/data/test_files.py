@@ -152,6 +152,13 @@ def test_read_jsonl_names_file_line_and_remedy(tmp_path, raw, message):
         list(read_jsonl(lines(tmp_path, raw)))
 
 
+def test_read_jsonl_of_a_log_takes_numbers_that_are_not_finite_and_nothing_else(tmp_path):
+    raw = b'{"a": NaN}\n{"a": -Infinity}\n{"a": 1e999}\n'
+    assert str([row["a"] for _, row in read_jsonl(lines(tmp_path, raw), finite=False)]) == "[nan, -inf, inf]"
+    for row, message in ((b'{"a": nan}\n', "not JSON"), (b'{"a": 1, "a": 2}\n', "key 'a' stands twice")):
+        assert f":1: {message}" in refused(lines(tmp_path, row), finite=False)
+
+
 def test_missing_file_and_folder(tmp_path):
     assert "none.jsonl: cannot be read (No such file or directory); check the path" in refused(tmp_path / "none.jsonl")
     assert "is a folder; name a file" in refused(tmp_path)

@@ -109,10 +109,10 @@ def test_a_run_that_diverged_is_drawn_as_far_as_it_went(files, tmp_path):
         ),
         ({"--out": "log.jsonl", "--second-log": "log.jsonl"}, "--out .*: is the input file; choose another"),
         *(
-            ({f"--{stage}-log": "none.jsonl"}, "none.jsonl: cannot be read .*; name the logging.jsonl of the run")
+            ({f"--{stage}-log": "none.jsonl"}, "none.jsonl: cannot be read .*; check the path")
             for stage in ("learn", "critique", "second")
         ),
-        ({"--learn-log": "bad.jsonl"}, "bad.jsonl:1: is not JSON; name the logging.jsonl of the run"),
+        ({"--learn-log": "bad.jsonl"}, "bad.jsonl:1: not JSON at column 1 .*; write one JSON value"),
         ({"--studies": "other.jsonl"}, r"other.jsonl: is not the file that was scored \(studies.jsonl, sha256 "),
         ({"--predictions": "leran=learn.jsonl"}, "--predictions leran=...: no such row .*did you mean 'learn'"),
         ({"--consensus": "again=studies.jsonl"}, "--consensus again=...: no such row in --results; they have none"),
