@@ -18,7 +18,8 @@
 #   --base DIR, --max-new-tokens N, --batch-size N, --device cuda|cpu, --allow-outside   for answers and consensus
 #
 # The student's own answers are no negatives of the second Critique: they are taken out again after they were heard. An
-# interrupted run goes on with the same command. Why and how much it gives: docs/evidence.md.
+# interrupted run goes on with the same command, which also notices studies and labels that have changed since. Why and
+# how much it gives: docs/evidence.md.
 set -euo pipefail
 case " $* " in
     *" -h "* | *" --help "*) sed -n '2,/^set -euo/p' "${BASH_SOURCE[0]}" | sed '$d; s/^# \{0,1\}//'; exit 0 ;;

@@ -4,10 +4,9 @@
         -- COMMAND ... [--then COMMAND ...]
 
 A stage is finished when DIR/.stages/NAME.json says so, its outputs are there, and its fingerprint is unchanged: the
-command, the contents of every .yaml, .yml or .json file outside DIR that the command names, and the marker of the stage
-before it in the chain (so whatever reruns makes all that follows rerun). DIR and the checkout may be moved: what lies
-in them is named from there. Program code is not part of it: after editing it, choose another --out or delete what the
-stage made.
+command, the contents of every file outside DIR that the command names, and the marker of the stage before it in the
+chain (so whatever reruns makes all that follows rerun). DIR and the checkout may be moved: what lies in them is named
+from there. Program code is not part of it: after editing it, choose another --out or delete what the stage made.
 
 Outputs (default: DIR/NAME) are cleared before a run, and only if an earlier run of this stage made them; anything else
 that stands in their place is left alone and reported. With --keep, an interrupted stage with the same fingerprint goes
@@ -21,6 +20,7 @@ an interruption included (not those before a kill -9).
 import argparse
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -33,10 +33,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data.errors import GOES_ON, UserError, run_cli  # noqa: E402
-from data.files import exclusive, write_atomic  # noqa: E402
+from data.files import exclusive, sha256_file, write_atomic  # noqa: E402
 from scripts.machine import write_problem  # noqa: E402
 
-CONFIGS = (".yaml", ".yml", ".json")
+CONFIGS = (".yaml", ".yml", ".json")  # the files that markers knew before they knew all
+PROGRAMS = (".py", ".sh")
 THEN = "--then"
 Command = list[str]
 REPORT_EVERY = 30  # seconds between progress lines where there is no terminal to redraw
@@ -60,16 +61,22 @@ def split_commands(words: list[str]) -> list[list[str]]:
     return commands
 
 
-def fingerprints(commands: list[list[str]], upstream: dict | None, out: Path) -> tuple[str, str]:
-    """Hex digests of the commands, the contents of the config files they name, and the marker of the stage before.
+def fingerprints(commands: list[list[str]], upstream: dict | None, out: Path) -> list[str]:
+    """Hex digests of the commands, the contents of the files they name, and the marker of the stage before.
 
-    The first is what markers get: `out` and the checkout may be moved. The second is that of older markers, with paths
-    as they stand. Files below `out` are what stages make: the chain of markers stands for them.
+    The first is what markers get: `out` and the checkout may be moved. The others are those of older markers: of config
+    files alone, then also with paths as they stand. Files below `out` are what stages make: the chain of markers stands
+    for them.
     """
-    files = _contents(commands, out) + json.dumps(upstream, sort_keys=True).encode()
+    before = json.dumps(upstream, sort_keys=True).encode()
     moved = [[_from_folders(word, out) for word in command] for command in commands]
-    first, second = (hashlib.sha256(json.dumps(words).encode() + files).hexdigest() for words in (moved, commands))
-    return first, second
+    read = _files(commands, out)
+    digests = "".join(sha256_file(path) for path in read).encode()
+    configs = b"".join(path.read_bytes() for path in read if path.suffix in CONFIGS)
+    return [
+        hashlib.sha256(json.dumps(words).encode() + files + before).hexdigest()
+        for words, files in ((moved, digests), (moved, configs), (commands, configs))
+    ]
 
 
 def _from_folders(word: str, out: Path) -> str:
@@ -78,14 +85,10 @@ def _from_folders(word: str, out: Path) -> str:
     return word
 
 
-def _contents(commands: list[list[str]], out: Path) -> bytes:
-    """Of the config files that the commands name outside `out`."""
-    found = b""
-    for word in (word for command in commands for word in command):
-        path = Path(word)
-        if path.suffix in CONFIGS and path.is_file() and not path.resolve().is_relative_to(out.resolve()):
-            found += path.read_bytes()
-    return found
+def _files(commands: list[list[str]], out: Path) -> list[Path]:
+    """What the commands name outside `out`, their programs apart."""
+    paths = [Path(word) for _, *words in commands for word in words if os.path.isfile(word)]
+    return [path for path in paths if path.suffix not in PROGRAMS and not path.resolve().is_relative_to(out.resolve())]
 
 
 def run_stage(
@@ -186,7 +189,7 @@ def makers(marker: dict) -> list[dict | None]:
 def reason(marker: dict, same: bool, missing: list[str]) -> str:
     """Why a stage with this marker is not finished and does not go on; `same`: its fingerprint is unchanged."""
     if not same:
-        return "its settings or an earlier stage changed"
+        return "its settings, a file that it reads or an earlier stage changed"
     return f"{missing[0]} is missing" if marker["state"] == "done" else "it was interrupted"
 
 

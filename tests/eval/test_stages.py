@@ -45,14 +45,16 @@ def test_a_stage_that_names_its_own_json_output_is_not_repeated(tmp_path):
     assert not stages.run_stage(tmp_path, ["one"], "one", script, outputs=["results.json"])
 
 
-def test_a_changed_config_reruns(tmp_path):
-    config = tmp_path / "c.yaml"
-    config.write_text("a: 1")
+@pytest.mark.parametrize(("name", "ran"), [("c.yaml", True), ("s.jsonl", True), ("labels", True), ("c.py", False)])
+def test_a_changed_file_reruns_what_reads_it(tmp_path, name, ran):
+    file = tmp_path / name
+    file.write_text("a: 1")
     tmp_path = tmp_path / "out"
-    assert stages.run_stage(tmp_path, ["one"], "one", [["sh", "-c", f"mkdir {tmp_path}/one", str(config)]])
-    assert not stages.run_stage(tmp_path, ["one"], "one", [["sh", "-c", f"mkdir {tmp_path}/one", str(config)]])
-    config.write_text("a: 2")
-    assert stages.run_stage(tmp_path, ["one"], "one", [["sh", "-c", f"mkdir {tmp_path}/one", str(config)]])
+    command = [["sh", "-c", f"mkdir {tmp_path}/one", str(file)]]
+    assert stages.run_stage(tmp_path, ["one"], "one", command)
+    assert not stages.run_stage(tmp_path, ["one"], "one", command)
+    file.write_text("a: 2")
+    assert stages.run_stage(tmp_path, ["one"], "one", command) == ran
 
 
 def test_a_deleted_output_reruns(tmp_path):

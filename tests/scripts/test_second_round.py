@@ -77,6 +77,7 @@ def test_a_student_that_is_not_heard_is_refused_before_the_consensus(world, tmp_
 
 def test_the_student_is_heard_and_is_no_negative(world, tmp_path, speaking, monkeypatch, capsys):
     student, first = world
+    labels, tmp_path = tmp_path / "labels", tmp_path / "out"
     words = [str(student), str(first), "--out", str(tmp_path), "--max-new-tokens", "8", "--batch-size", "6"]
     second_round.main(words)
     told = capsys.readouterr().out
@@ -90,6 +91,13 @@ def test_the_student_is_heard_and_is_no_negative(world, tmp_path, speaking, monk
         assert study["consensus"]["strategy"] == "dawid_skene" != before[study["id"]]["consensus"]["strategy"]
     assert len(heard) == 12
     assert "answers of student: 11 heard, 1 truncated and not heard; studies without a consensus: 0\n" in told
+    second_round.main(words)
+    assert capsys.readouterr().out.count("finished before") == 2
+    words += ["--labels", str(labels)]
+    for text in (first.read_text(), first.read_text() + "\n"):
+        labels.write_text(text)
+        second_round.main(words)
+        assert "compare: runs again, its settings, a file that it reads or" in capsys.readouterr().out
     second_round.main(words)
     assert capsys.readouterr().out.count("finished before") == 2
 
@@ -139,7 +147,7 @@ def test_an_interrupted_round_goes_on(world, tmp_path, monkeypatch, capsys):
     # Other settings: eval.predict itself knows whether these answers can be gone on with.
     with pytest.raises(UserError, match="stage voice failed"):
         second_round.main([str(student), str(first), "--out", str(tmp_path), "--processes", "2"])
-    assert "voice: runs again, its settings or an earlier stage changed" in capsys.readouterr().out and kept.exists()
+    assert "voice: runs again, its settings, a file that it reads or" in capsys.readouterr().out and kept.exists()
 
 
 def test_options_reach_answers_and_consensus(world, tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ def test_a_finished_stage_is_not_repeated_and_a_changed_one_is(tmp_path):
     again = run(tmp_path, "--keep")
     assert "finished before" in again.stdout and result(tmp_path).read_text() == "begun\n"
     changed = run(tmp_path, "--keep", stop=0)  # the same, written otherwise
-    assert "runs again, its settings or an earlier stage changed" in changed.stdout
+    assert "runs again, its settings, a file that it reads or an earlier stage changed" in changed.stdout
     assert result(tmp_path).read_text() == "begun\n", "what the earlier settings made is gone"
 
 
@@ -100,11 +100,12 @@ def test_an_out_that_is_a_file_is_refused(tmp_path):
     )
 
 
-def two_stages(out, text="x"):
+def two_stages(out, text="x", files=()):
     """Which of two stages ran."""
     chain = ["one", "two"]
     script = f'mkdir -p {out}/NAME; echo \'{{"cache": "{out}/cache"}}\' {text} > {out}/NAME/file'
-    return [name for name in chain if stages.run_stage(out, chain, name, [["sh", "-c", script.replace("NAME", name)]])]
+    commands = {name: [["sh", "-c", script.replace("NAME", name), *files]] for name in chain}
+    return [name for name in chain if stages.run_stage(out, chain, name, commands[name])]
 
 
 def test_a_folder_that_was_moved_is_recognised(tmp_path):
@@ -114,17 +115,21 @@ def test_a_folder_that_was_moved_is_recognised(tmp_path):
     assert two_stages(tmp_path / "after", "y") == ["one", "two"]
 
 
-def test_markers_with_paths_as_they_stand_are_recognised(tmp_path):
-    upstream = None
-    two_stages(tmp_path)
+@pytest.mark.parametrize("moved", [True, False])
+def test_older_markers_are_recognised(tmp_path, moved):
+    for name in ("config.json", "studies.jsonl"):
+        (tmp_path / name).write_text("{}")
+    out, upstream, files = tmp_path / "out", None, [str(tmp_path / "config.json"), str(tmp_path / "studies.jsonl")]
+    two_stages(out, files=files)
     for name in ("one", "two"):
-        path = tmp_path / f".stages/{name}.json"
+        path = out / f".stages/{name}.json"
         marker = json.loads(path.read_text())
-        text = json.dumps(marker["commands"]) + json.dumps(upstream, sort_keys=True)
+        commands = json.dumps(marker["commands"])
+        text = (commands.replace(str(out), "$OUT") if moved else commands) + "{}" + json.dumps(upstream, sort_keys=True)
         upstream = marker | {"fingerprint": hashlib.sha256(text.encode()).hexdigest()}
         assert upstream["fingerprint"] != marker["fingerprint"]
         path.write_text(json.dumps(upstream))
-    assert two_stages(tmp_path) == []
+    assert two_stages(out, files=files) == []
 
 
 @pytest.mark.parametrize("word", ["{out}-2/studies.jsonl", "{out}.jsonl", "/elsewhere{out}/studies.jsonl"])
