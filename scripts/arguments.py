@@ -20,8 +20,11 @@ TABLE = Path(__file__).with_suffix(".json")
 SOURCES = ("ms-swift", "transformers", "trl")
 
 # What an argument takes: "bool" (which may stand alone), "int", "float" or "word", with "+" for one or more; or one of
-# a list of choices.
+# a list of choices (of SEVERAL one or more).
 Kind = str | list[str]
+SEVERAL = ("callbacks", "report_to")
+# Those to whose choices an `external_plugins` may add.
+PLUGGABLE = ("tuner_type", "optimizer", "callbacks", "eval_metric")
 
 
 def installed_versions(packages: tuple[str, ...] = SOURCES) -> dict[str, str | None]:
@@ -38,12 +41,20 @@ def installed_versions(packages: tuple[str, ...] = SOURCES) -> dict[str, str | N
 def ask_swift() -> dict[str, dict[str, Kind]]:
     """{stage: {argument: kind}}, sorted, by ms-swift's own parsers: "learn" `swift sft`, "critique" `swift rlhf`."""
     from swift.arguments import RLHFArguments, SftArguments
+    from swift.arguments.base_args.base_args import get_supported_tuners
+    from swift.callbacks import callbacks_map
+    from swift.metrics import eval_metrics_map
+    from swift.optimizers import optimizers_map
     from transformers import HfArgumentParser
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
     from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
-    # Plain words to the parser, refused when the trainer is made.
+    # Plain words to the parser, refused when the model is loaded or the trainer made.
     late = {"lr_scheduler_type": SchedulerType, "eval_strategy": IntervalStrategy}
     late = {name: [choice.value for choice in choices] for name, choices in late.items()}
+    late["report_to"] = ["all", "none", *sorted(INTEGRATION_TO_CALLBACK)]
+    pluggable = (get_supported_tuners(), optimizers_map, callbacks_map, eval_metrics_map)
+    late |= {name: sorted(choices) for name, choices in zip(PLUGGABLE, pluggable, strict=True)}
     found = {}
     for stage, arguments in (("learn", SftArguments), ("critique", RLHFArguments)):
         # nargs 0: --help, and --no_NAME beside a --NAME that is true by default.

@@ -23,6 +23,7 @@ from apo.refusals import (
 )
 from data import checkpoints
 from data.errors import UserError
+from data.records import did_you_mean
 from scripts.ranges import check_values
 from scripts.settings import SCRIPTS, Command, Value, as_bool, as_count, as_list, merge, read_config
 
@@ -31,6 +32,8 @@ STAGES = {"sft": "learn", "apo": "critique"}
 DEFAULT_CONFIGS = {"learn": "configs/sft_qwen2_5_vl_7b.yaml", "critique": "configs/apo_qwen2_5_vl_7b.yaml"}
 PHANTOM_CONFIGS = {"learn": "configs/sft_phantom.yaml", "critique": "configs/apo_phantom.yaml"}
 FLASH = ("flash_attn", "flash_attention_2")
+# What transformers 5.19 takes beside kernels of the hub, which are OWNER/NAME.
+ATTENTION = (*FLASH, "flash_attention_3", "flash_attention_4", "flex_attention", "sdpa", "eager")
 # The published setting: two GPUs on one machine.
 PUBLISHED_RANKS = 2
 # The families whose templates apo/template.py can encode a study with.
@@ -175,7 +178,10 @@ def _batch(plan: Plan, ranks: int) -> None:
 
 
 def _attention(plan: Plan) -> None:
-    if plan.settings.get("attn_impl") not in FLASH or importlib.util.find_spec("flash_attn"):
+    chosen = str(plan.settings.get("attn_impl", "sdpa"))
+    if chosen not in ATTENTION and "/" not in chosen:
+        raise UserError(f"attn_impl {chosen}: {did_you_mean(chosen, ATTENTION)}")
+    if chosen not in FLASH or importlib.util.find_spec("flash_attn"):
         return
     for name in ("padding_free", "packing"):
         if as_bool(plan.settings, name):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import Problems
+from scripts.arguments import PLUGGABLE
 from scripts.settings import Value, as_list, value_problem
 
 
@@ -74,6 +75,7 @@ def check_values(stage: str, settings: dict[str, Value], flags: dict[str, Value]
         flags, config: where settings come from.
     """
     problems = Problems(config)
+    open_ended = PLUGGABLE if settings.get("external_plugins") or settings.get("custom_register_path") else ()
     for name, value in settings.items():
         where = f"--{name}" if name in flags else f"{config}: {name}"
         where = " ".join([where, *as_list(value)])
@@ -81,7 +83,7 @@ def check_values(stage: str, settings: dict[str, Value], flags: dict[str, Value]
             problems.add(f"{where}: must be {RANGES[name]}")
         elif name == "max_steps" and value != "-1" and not _fits(value, COUNT):
             problems.add(f"{where}: must be {COUNT}, or -1 for as many as num_train_epochs says")
-        elif problem := value_problem(stage, name, value):
+        elif name not in open_ended and (problem := value_problem(stage, name, value)):
             problems.add(f"{where}: {problem}")
     problems.refuse()
 

@@ -13,7 +13,7 @@ import yaml
 
 from data.errors import Problems, UserError
 from data.records import did_you_mean
-from scripts.arguments import Kind, known_arguments
+from scripts.arguments import SEVERAL, Kind, known_arguments
 
 SCRIPTS = {"learn": "SFT-Qwen2.5.sh", "critique": "APO-Qwen2.5.sh"}
 
@@ -210,7 +210,7 @@ def value_problem(stage: str, name: str, value: Value) -> str | None:
         remedy = f"must be {NOUNS.get(kind.removesuffix('+'))}"
     if wrong:
         return remedy
-    return None if len(values) == 1 or str(kind).endswith("+") else "takes one value"
+    return None if len(values) == 1 or name in SEVERAL or str(kind).endswith("+") else "takes one value"
 
 
 def _is(kind: str, word: str) -> bool:

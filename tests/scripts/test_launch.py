@@ -256,6 +256,12 @@ def test_stock_losses_are_those_of_the_installed_versions():
             ["apo", PHANTOM["apo"], "--loss_type", "plackett-luce"],
             r"loss_type plackett-luce: did you mean 'plackett_luce",
         ),
+        (["sft", PHANTOM["sft"], "--tuner_type", "lorra"], r"--tuner_type lorra: did you mean 'lora'\?"),
+        (["apo", PHANTOM["apo"], "--optimizer", "moun"], r"--optimizer moun: did you mean 'muon'\?"),
+        (["sft", PHANTOM["sft"], "--eval_metric", "accc"], r"--eval_metric accc: did you mean 'acc'\?"),
+        (["sft", PHANTOM["sft"], "--callbacks", "lisa", "early"], r"--callbacks lisa early: did you mean 'early_stop'"),
+        (["apo", PHANTOM["apo"], "--report_to", "tensorbord"], r"--report_to tensorbord: did you mean 'tensorboard'"),
+        (["sft", PHANTOM["sft"], "--attn_impl", "spda"], r"attn_impl spda: did you mean 'sdpa'\?"),
         (["apo", PHANTOM["apo"], "--loss_type", "sigmoid", "hing"], r"loss_type hing: did you mean 'hinge'\?"),
         (["apo", PHANTOM["apo"], "--loss_type", "pairwise", "sft"], r"pairwise stands alone; .*--rpo_alpha"),
     ],
@@ -263,6 +269,20 @@ def test_stock_losses_are_those_of_the_installed_versions():
 def test_bad_command_lines(words, message, gpus, capsys):
     with pytest.raises(UserError, match=message):
         launch.main([*words, "--dry-run"] if words != ["sft", "--dry-run", "yes"] else words)
+
+
+@pytest.mark.parametrize("name", ["tuner_type", "optimizer", "callbacks", "eval_metric"])
+def test_what_a_plugin_may_add_to_is_left_to_it(name, capsys, gpus):
+    words = [PHANTOM["sft"], f"--{name}", "mine"]
+    assert flag(dry(capsys, "sft", *words, "--external_plugins", "mine.py"), name) == "mine"
+    with pytest.raises(UserError, match=f"--{name} mine: "):
+        launch.main(["sft", *words, "--dry-run"])
+
+
+def test_choices_of_several_and_kernels_of_the_hub_pass(capsys, gpus):
+    words = ["--report_to", "tensorboard", "wandb", "--attn_impl", "kernels-community/flash-attn2"]
+    out = dry(capsys, "sft", PHANTOM["sft"], *words)
+    assert "--report_to tensorboard wandb" in out and flag(out, "attn_impl") == words[-1]
 
 
 @pytest.mark.parametrize(
