@@ -228,18 +228,22 @@ def parse(words: list[str]) -> tuple[list[Path], str | None, bool, list[str]]:
     as_json, stage, rest = False, None, []
     while words:
         word = words.pop(0)
-        if word.startswith("--stage="):
-            word, _, name = word.partition("=")
-            words.insert(0, name)
-        if word == "--json":
+        flag, equals, joined = word.partition("=")
+        if flag not in ("--json", "--stage"):
+            rest.append(word)
+            continue
+        if equals:
+            words.insert(0, joined)
+        if flag == "--json":
             as_json = True
-        elif word == "--stage":
+        else:
             name = words.pop(0) if words else ""
             if name not in STAGES:
                 raise UserError(f"--stage {name}: must be {' or '.join(STAGES)}; {USAGE}")
             stage = STAGES[name]
-        else:
-            rest.append(word)
+        if words and not words[0].startswith("--"):
+            takes = "one value" if flag == "--stage" else "no value"
+            raise UserError(f"{words[0]!r} after {flag}, which takes {takes}: name configurations first; {USAGE}")
     if rest and not configs:
         raise UserError(f"{rest[0]} belongs to no configuration; {USAGE}")
     for path in configs:
