@@ -20,6 +20,7 @@ from data.errors import UserError
 from data.findings import is_refusal, read_findings, summarise
 from data.phantom import cohort
 from tests.apo.drift_cases import found, study
+from tests.eval.cases import tables_of
 
 ROOT = Path(__file__).parents[2]
 CASE = Path(__file__).parents[3] / "shared/data/cxr_max_case/trajectories.jsonl"
@@ -68,6 +69,7 @@ def test_the_page_needs_no_network(tmp_path):
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", html) and "url(" not in html
     assert "http://" not in html and "https://" not in html and str(tmp_path) not in html
     assert html.count("data:image/jpeg;base64,") == 2 and r["sample"]["films_missing"] == 0
+    assert tables_of(html) == len(set(re.findall('aria-label="([^"]+)" tabindex', html))), "each has a name of its own"
     assert "Research use only" in html and "keep it where the studies themselves" in html
     for definition in ("tokens", "precision", "recall", "similarity", "conflict", "depth", "adjusted", "test"):
         assert DEFINITIONS[definition][:30] in html.replace("&#39;", "'").replace("&amp;", "&")
