@@ -86,7 +86,7 @@ def measure(
     Returns metric -> {"value", "n", "low", "high", "skipped_resamples"}; None for a number that is not defined.
     """
     values = numbers(np.ones(len(patients), int))
-    drawn = statistics.bootstrap_weighted(
+    drawn = statistics.bootstrap(
         patients, lambda counts: list(numbers(counts).values()), resamples=resamples, seed=seed
     )
     out = {}

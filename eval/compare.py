@@ -173,7 +173,7 @@ def _table(group: str, found: Mapping[str, Pairs], test: str, p_of, *, seed: int
         return one - other
 
     ours, theirs = numbers(everyone)
-    intervals = statistics.bootstrap_weighted(patients, differences, seed=seed, resamples=resamples)
+    intervals = statistics.bootstrap(patients, differences, seed=seed, resamples=resamples)
     p_values = {name: p_of(found[name]) if p_of else None for name in names}
     adjusted = statistics.holm(p_values)
     rows = []

@@ -44,37 +44,20 @@ def patient_draws(patients: Sequence[str], resamples: int = 1000, seed: int = 0)
 
 def bootstrap(
     patients: Sequence[str],
-    statistic: Callable[[np.ndarray], float | None],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict:
-    """Percentile interval of any number by patient.
-
-    Args:
-        patients: patient of each item [n].
-        statistic: maps the item indices of a resample (sorted, an item of a patient drawn twice stands twice) to the
-            number, or to None or NaN where it is not defined.
-
-    Returns {"low", "high" (None when more than half of the resamples are skipped), "skipped_resamples"}.
-    """
-
-    def weighted(counts: np.ndarray) -> list[float]:
-        value = statistic(np.repeat(np.arange(len(counts)), counts))
-        return [np.nan if value is None else value]
-
-    return bootstrap_weighted(patients, weighted, resamples=resamples, seed=seed)[0]
-
-
-def bootstrap_weighted(
-    patients: Sequence[str],
     statistics: Callable[[np.ndarray], Sequence[float]],
     *,
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[dict]:
-    """`bootstrap` for several numbers at once: `statistics` maps counts [n] (how often an item is drawn, integers) to a
-    sequence of numbers, NaN where one is not defined. Returns one dict a number; the draws are those of `bootstrap`."""
+    """Percentile intervals of any numbers by patient, all over the same draws.
+
+    Args:
+        patients: patient of each item [n].
+        statistics: maps counts [n] (how often an item is drawn, integers) to the numbers, NaN where one is not defined.
+
+    Returns {"low", "high" (None when more than half of the resamples are skipped), "skipped_resamples"} by number.
+    Raises UserError without an item, and without a resample.
+    """
     if not len(patients):
         raise UserError("no item to resample; check the predictions and --limit")
     if resamples < 1:

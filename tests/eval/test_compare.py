@@ -101,9 +101,8 @@ def test_the_interval_of_a_difference_is_paired_and_by_patient(runs):
     row = tables(compare.compare(runs, resamples=300, seed=4, rounds=20))["accuracy"]["rows"][0]
     a, b = rows(shift=1.5, seed=1), rows(seed=2)
     difference = np.array([float(x["correct"]["Edema"]) - y["correct"]["Edema"] for x, y in zip(a, b, strict=True)])
-    expected = statistics.bootstrap(
-        [r["patient"] for r in a], lambda i: float(difference[i].mean()), resamples=300, seed=4
-    )
+    patients = [r["patient"] for r in a]
+    (expected,) = statistics.bootstrap(patients, lambda c: [c @ difference / c.sum()], resamples=300, seed=4)
     assert [row["low"], row["high"]] == pytest.approx([expected["low"], expected["high"]])
 
 

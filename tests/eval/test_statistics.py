@@ -35,6 +35,17 @@ def test_auc_with_one_class_is_not_defined_and_constant_scores_are_a_half():
         statistics.auc([0, 1], [0.1, float("nan")])
 
 
+def repeated(patients, statistic, **options):
+    """The interval of one number, by its definition: `statistic` gets the indices of the items, one drawn twice twice.
+    None is not defined."""
+
+    def numbers(counts):
+        value = statistic(np.repeat(np.arange(len(counts)), counts))
+        return [np.nan if value is None else value]
+
+    return statistics.bootstrap(patients, numbers, **options)[0]
+
+
 def test_bootstrap_draws_whole_patients_and_is_deterministic():
     patients, values = ["a", "a", "b", "c"], np.array([1.0, 0.0, 0.0, 1.0])
     seen = []
@@ -43,14 +54,14 @@ def test_bootstrap_draws_whole_patients_and_is_deterministic():
         seen.append(indices)
         return float(values[indices].mean())
 
-    first = statistics.bootstrap(patients, mean, resamples=200, seed=5)
+    first = repeated(patients, mean, resamples=200, seed=5)
     for indices in seen:
         counts = np.bincount(indices, minlength=4)
         assert counts[0] == counts[1] and counts[0] + counts[2] + counts[3] == 3
-    assert first == statistics.bootstrap(patients, mean, resamples=200, seed=5)
+    assert first == repeated(patients, mean, resamples=200, seed=5)
     wide = [str(i) for i in range(9)]
     numbers = np.arange(9.0) ** 2
-    one, two = (statistics.bootstrap(wide, lambda i: numbers[i].mean(), resamples=50, seed=seed) for seed in (5, 6))
+    one, two = (repeated(wide, lambda i: numbers[i].mean(), resamples=50, seed=seed) for seed in (5, 6))
     assert one != two
     assert 0 <= first["low"] < 0.5 < first["high"] <= 1 and first["skipped_resamples"] == 0
 
@@ -59,21 +70,21 @@ def test_bootstrap_equals_drawing_by_hand():
     patients, values = ["p", "q", "q", "r"], np.array([0.0, 1.0, 3.0, 8.0])
     index, draws = statistics.patient_draws(patients, 300, seed=1)
     by_hand = [np.repeat(values, draw[index]).mean() for draw in draws]
-    found = statistics.bootstrap(patients, lambda i: float(values[i].mean()), resamples=300, seed=1)
+    found = repeated(patients, lambda i: float(values[i].mean()), resamples=300, seed=1)
     assert [found["low"], found["high"]] == pytest.approx(list(np.quantile(by_hand, [0.025, 0.975])))
 
 
 def test_resamples_in_which_a_number_is_not_defined_are_counted():
     truth, scores = np.array([1, 0, 0, 0]), np.array([0.9, 0.1, 0.95, 0.2])
-    found = statistics.bootstrap(list("abcd"), lambda i: statistics.auc(truth[i], scores[i]), resamples=400, seed=0)
+    found = repeated(list("abcd"), lambda i: statistics.auc(truth[i], scores[i]), resamples=400, seed=0)
     # The only positive is absent from a resample of four with chance (3/4)^4; four times it, with (1/4)^4.
     expected = 400 * ((3 / 4) ** 4 + (1 / 4) ** 4)
     assert abs(found["skipped_resamples"] - expected) < 40
     assert found["low"] is not None
-    rare = statistics.bootstrap(list("abcd"), lambda i: 1.0 if (i == 0).sum() > 1 else None, resamples=400, seed=0)
+    rare = repeated(list("abcd"), lambda i: 1.0 if (i == 0).sum() > 1 else None, resamples=400, seed=0)
     assert rare["skipped_resamples"] > 200 and rare["low"] is rare["high"] is None
     with pytest.raises(UserError, match="no item"):
-        statistics.bootstrap([], lambda i: 0.0)
+        repeated([], lambda i: 0.0)
 
 
 def test_several_numbers_at_once_are_those_one_by_one():
@@ -84,11 +95,11 @@ def test_several_numbers_at_once_are_those_one_by_one():
     def both(counts):
         return [prepared(counts), float(counts @ truth / counts.sum())]
 
-    together = statistics.bootstrap_weighted(patients, both, resamples=100, seed=2)
-    one = statistics.bootstrap(patients, lambda i: statistics.auc(truth[i], scores[i]), resamples=100, seed=2)
+    together = statistics.bootstrap(patients, both, resamples=100, seed=2)
+    one = repeated(patients, lambda i: statistics.auc(truth[i], scores[i]), resamples=100, seed=2)
     assert together[0] == pytest.approx(one)
     assert together[1]["low"] == pytest.approx(
-        statistics.bootstrap(patients, lambda i: truth[i].mean(), resamples=100, seed=2)["low"]
+        repeated(patients, lambda i: truth[i].mean(), resamples=100, seed=2)["low"]
     )
 
 
@@ -111,7 +122,7 @@ def test_delong_agrees_with_the_paired_bootstrap_and_with_scikit_learn():
     assert found["auc_a"] == pytest.approx(roc_auc_score(truth, a)) and found["auc_b"] < found["auc_a"]
     one, two = statistics.Auc(truth, a), statistics.Auc(truth, b)
     names = [str(i) for i in range(400)]
-    paired = statistics.bootstrap_weighted(names, lambda c: [one(c) - two(c)], resamples=2000, seed=0)[0]
+    paired = statistics.bootstrap(names, lambda c: [one(c) - two(c)], resamples=2000, seed=0)[0]
     assert paired["low"] == pytest.approx(found["low"], abs=0.01)
     assert paired["high"] == pytest.approx(found["high"], abs=0.01)
 
@@ -165,7 +176,7 @@ def test_holm_computed_by_hand():
 def test_macro_accuracy_of_scikit_learn_fits_the_bootstrap():
     truth, scores = scored(60)
     said = scores > 0.5
-    found = statistics.bootstrap(
+    found = repeated(
         [str(i) for i in range(60)], lambda i: balanced_accuracy_score(truth[i], said[i]), resamples=50, seed=0
     )
     assert found["low"] < balanced_accuracy_score(truth, said) < found["high"]
@@ -178,7 +189,7 @@ def test_exchanges_that_only_rounding_puts_beneath_count():
 
 def test_half_of_the_resamples_are_enough_for_an_interval():
     calls = iter(range(100))
-    half = statistics.bootstrap(list("abcd"), lambda i: 1.0 if next(calls) % 2 else None, resamples=100)
+    half = repeated(list("abcd"), lambda i: 1.0 if next(calls) % 2 else None, resamples=100)
     assert half == {"low": 1.0, "high": 1.0, "skipped_resamples": 50}
 
 
