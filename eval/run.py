@@ -251,7 +251,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--overwrite",
         action="store_true",
-        help="remove the answers that are there, of other settings too, and ask again",
+        help="remove the answers that are there, of other settings too, and ask again; with --predictions: replace the "
+        "scores of other answers",
     )
     add("--check-gpus", type=int, metavar="N", help=argparse.SUPPRESS)  # of evaluate.sh --gpus: asks nothing
     args = parser.parse_args(argv)
@@ -300,7 +301,7 @@ def main(argv: list[str] | None = None) -> int:
             for one in listed(name, benchmark):
                 print(dump(one))
         return 0
-    refuse_loss(args.out, args.benchmark)
+    refuse_loss(args)
     checkpoint, loaded = load(args)
     i, n = args.shard
     with claimed(args.out / f"shard-{i}-of-{n}"):
@@ -325,19 +326,32 @@ def listed(name: str, benchmark: Benchmark) -> Iterator[dict]:
         yield row | {"answer": asking.NEEDS[benchmark.kind], "images": len(item.images)}
 
 
-def refuse_loss(out: Path, names: Sequence[str]) -> None:
-    """Refuse an --out whose results.json holds what this run would not write again."""
-    path = out / "results.json"
+def refuse_loss(args: argparse.Namespace) -> None:
+    """Refuse an --out whose results.json holds what this run would not write again, or scores of other answers."""
+    path = args.out / "results.json"
     if not path.exists():
         return
     try:
-        others = [name for name in json.loads(path.read_text(encoding="utf-8"))["benchmarks"] if name not in names]
-    except (OSError, ValueError, KeyError, TypeError):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        scored = {name: one.get("decoding", {}) for name, one in results["benchmarks"].items()}
+        checkpoint = (results.get("checkpoint") or {}).get("folder")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: is not of eval.run and would be replaced; choose another --out") from None
-    if others:
+    if others := [name for name in scored if name not in args.benchmark]:
         raise UserError(
             f"{path}: holds {', '.join(others)}, which this run would not; choose another --out or, with a checkpoint, "
             "name every --benchmark (answers that are there are not asked again)"
+        )
+    if not args.predictions or args.overwrite:  # what a checkpoint answered is refused by its settings
+        return
+    files = {"sha256": args.predictions, "no_image_sha256": args.no_image_predictions}
+    now = {key: sha256_file(file) for key, file in files.items() if file}
+    for before in scored.values():
+        if "sha256" in before and all(before[key] == now.get(key) for key in files if key in before):
+            continue
+        of = f"{before['predictions']}, sha256 {before['sha256'][:16]}" if "sha256" in before else f"of {checkpoint}"
+        raise UserError(
+            f"{path}: holds the scores of other answers ({of}); choose another --out, or replace them with --overwrite"
         )
 
 

@@ -259,6 +259,26 @@ def test_answers_of_any_model_are_scored_without_it(films, tmp_path):
     assert rows_of(out)["checkpoint, no image"]["malformed answers"]["value"] == 1
 
 
+def test_scores_of_other_answers_are_not_replaced_unasked(films, tmp_path):
+    texts = {f"test-{i}": report() for i in range(6)}
+    one, other = (given(tmp_path / name, texts | {"test-0": name}) for name in ("one.jsonl", "other.jsonl"))
+    out = tmp_path / "out"
+    for words in ([one], [one, "--name", "a teacher"]):
+        call(films, out, "--predictions", *words)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"results.json: .* scores of other answers \(one.jsonl, sha256 \w{16}\); "):
+        call(films, out, "--predictions", other)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    call(films, out, "--predictions", other, "--overwrite")
+    assert results_of(out)["benchmarks"]["phantom-presence"]["decoding"]["predictions"] == "other.jsonl"
+    call(films, out, "--predictions", other, "--no-image-predictions", one)
+    with pytest.raises(UserError, match="scores of other answers"):  # it would lose the row without images
+        call(films, out, "--predictions", other)
+    call(films, tmp_path / "asked", "ckpt")
+    with pytest.raises(UserError, match=r"other answers \(of ckpt\); choose another --out, or replace them"):
+        call(films, tmp_path / "asked", "--predictions", one)
+
+
 def test_overlap_with_the_training_studies(films, tmp_path):
     seen = [one | {"split": "train"} for one in read_studies(films / "studies.jsonl") if one["id"] == "test-2"]
     train = tmp_path / "train.jsonl"
