@@ -24,6 +24,30 @@ RELEASED = {
     "72B": (8192, 80, 64, 8, 29568, 152064, False, 3456),
 }
 
+# What a config.json must have of each part, each at least 1.
+SIZES = {
+    "text_config": (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "intermediate_size",
+        "vocab_size",
+    ),
+    "vision_config": (
+        "hidden_size",
+        "depth",
+        "num_heads",
+        "intermediate_size",
+        "out_hidden_size",
+        "in_channels",
+        "patch_size",
+        "temporal_patch_size",
+        "spatial_merge_size",
+        "window_size",
+    ),
+}
+
 
 class Shape(NamedTuple):
     """Sizes that the formulas need. `query`, `key`: features of all query heads, of all key-value heads (times two for
@@ -85,7 +109,8 @@ def released_config(size: str):
 
 
 def folder_config(folder: Path):
-    """transformers' configuration of a checkpoint folder. Raises UserError unless it is a full Qwen2.5-VL."""
+    """transformers' configuration of a checkpoint folder. Raises UserError unless it is a full Qwen2.5-VL, and for a
+    size under 1."""
     from transformers import Qwen2_5_VLConfig
 
     path = folder / "config.json"
@@ -94,16 +119,25 @@ def folder_config(folder: Path):
         what = "is a LoRA adapter, not a model" if adapter else "holds no config.json"
         raise UserError(f"model {folder}: {what}; pass a full checkpoint, or --model-size {'|'.join(RELEASED)}")
     try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        written = json.loads(path.read_text(encoding="utf-8"))
+        kind = written.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not readable as a JSON object ({error}); copy it completely") from None
     if kind != "qwen2_5_vl":
         raise UserError(f"{path}: model_type {kind}; the planner knows the layers of qwen2_5_vl only")
     try:
-        return Qwen2_5_VLConfig.from_json_file(path)
+        config = Qwen2_5_VLConfig.from_json_file(path)
     except Exception as error:
         # huggingface_hub's own validation errors, which differ by version
         raise UserError(f"{path}: refused by transformers ({str(error).splitlines()[0]}); copy it completely") from None
+    for part, names in SIZES.items():
+        for name in names:
+            size = getattr(getattr(config, part), name)
+            if size < 1:
+                # Released checkpoints keep the sizes of the text at the top.
+                where = f" of {part}" if part in written else ""
+                raise UserError(f"{path}: {name}{where} is {size}, must be at least 1; copy it completely")
+    return config
 
 
 def size_in_name(name: str) -> str | None:

@@ -439,6 +439,14 @@ def test_the_released_layout_of_config_json_is_read(tmp_path):
     config = shapes.folder_config(tmp_path)
     assert shapes.shape_of(config) == shapes.shape_of(shapes.released_config("7B"))
     assert shapes.count(shapes.build(config), 8).total == RELEASED["7B"]
+    for more, message in (
+        ({"num_attention_heads": 0}, "num_attention_heads is 0, must be at least 1"),
+        ({"hidden_size": -1}, "hidden_size is -1"),
+        ({"vision_config": {"num_heads": 0}}, "num_heads of vision_config is 0"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(released | more), encoding="utf-8")
+        with pytest.raises(UserError, match=f"config.json: {message}"):
+            shapes.folder_config(tmp_path)
 
 
 @pytest.mark.parametrize(
