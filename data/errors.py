@@ -91,6 +91,8 @@ def run_cli(main: Callable[[], int | None], again: str | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
+        if again and "--overwrite" in sys.argv:  # the same command would begin again
+            again = again.replace("the same command", "the same command without --overwrite")
         print("; ".join(filter(None, ["interrupted", again])), file=sys.stderr)
         sys.exit(128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT))
     except BrokenPipeError:

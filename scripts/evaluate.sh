@@ -34,7 +34,8 @@
 #   --base DIR, --max-new-tokens N, --batch-size N, --device cuda|cpu, --backend NAME, --processes N, --overwrite, --allow-outside
 #                      as in `python -m eval.predict --help`
 #
-# Interrupted, the same command goes on where it stopped. On a GPU it runs in bfloat16, on a CPU in float32.
+# Interrupted, the same command (without --overwrite) goes on where it stopped. On a GPU it runs in bfloat16, on a CPU in
+# float32.
 set -euo pipefail
 
 usage() {
@@ -68,7 +69,10 @@ refuse_of_benchmarks() {
 # With --benchmark everything but --gpus goes to eval.run.
 on_benchmarks=""
 for word in "$@"; do
-    case $word in --benchmark | --benchmark=*) on_benchmarks=1 ;; esac
+    case $word in
+        --benchmark | --benchmark=*) on_benchmarks=1 ;;
+        --overwrite) go_on="run the same command without --overwrite" ;; # which would begin again
+    esac
 done
 if [[ $on_benchmarks ]]; then
     gpus=1 words=()

@@ -3,6 +3,7 @@
 # hears `kill` only when that has ended, or dies and leaves it running; so commands run in the background here.
 
 pids=() signal="" again=""
+go_on="run the same command" # what is said of it after a signal
 
 # begin COMMAND ...   starts it in the background. A signal to this shell is passed on as SIGTERM: what a shell starts with
 # & ignores SIGINT.
@@ -36,7 +37,7 @@ finish() {
     pids=()
     if [[ $signal ]]; then
         # The commands say so themselves, but not at their very beginning and end.
-        echo "stopped by a signal; to go on, run the same command: what is finished is kept and not done again" >&2
+        echo "stopped by a signal; to go on, $go_on: what is finished is kept and not done again" >&2
         status=$signal
     fi
     return "$status"

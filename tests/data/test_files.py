@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import Problems, UserError, run_cli
+from data.errors import GOES_ON, Problems, UserError, run_cli
 from data.files import (
     append_jsonl,
     atomic_open,
@@ -238,6 +238,17 @@ def test_run_cli_turns_errors_into_a_line_and_a_status(capsys, error, status):
     shown = capsys.readouterr().err
     assert "Traceback" not in shown
     assert shown == ("error: file:3: bad\n" if status == 2 else "interrupted\n")
+
+
+@pytest.mark.parametrize(("flag", "how"), [("--seed", "the same command: "), ("--overwrite", "without --overwrite: ")])
+def test_run_cli_says_how_to_go_on(monkeypatch, capsys, flag, how):
+    def main():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["predict", flag])
+    with pytest.raises(SystemExit):
+        run_cli(main, GOES_ON)
+    assert how in capsys.readouterr().err
 
 
 def test_run_cli_passes_the_status_on_and_hides_no_defect():
