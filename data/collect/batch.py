@@ -254,13 +254,15 @@ async def _finish(run: Run, batch: Batch, seen: Any, by_key: dict[str, Task]) ->
             spent += cost
             broken |= bad
     missing = [key for key in batch.requests if run.store.get(run.teacher.name, key) is None]
-    # Said before the note, after which the batch is forgotten: a crash between books a broken answer twice, never not.
+    # Said before the note, after which the batch is forgotten. What a crash between left booked is not booked again.
     for key in missing:
+        if (batch.name, key) in run.store.failed:
+            continue
         if key in broken:
             cost, more = batch.worst[key], broken[key]
         else:
             cost, more = 0.0, {"what": f"batch {seen.status}, no answer to this request"}
-        run.store.fail(run.teacher, batch.requests[key], key, cost=cost, **more)
+        run.store.fail(run.teacher, batch.requests[key], key, cost=cost, batch=batch.name, **more)
         run.counts.cost += cost
         spent += cost
     run.counts.failed += len(missing)

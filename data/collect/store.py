@@ -52,12 +52,14 @@ def answer_key(teacher: Teacher, prompt: str, films: list[str]) -> str:
 
 
 class Store:
-    """Reads what is there once, then appends. `spent` is what all answers and failed attempts in it cost."""
+    """Reads what is there once, then appends. `spent` is what all answers and failed attempts in it cost, `failed` the
+    (batch, key) of requests in batches that were noted as failed."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.answers: dict[str, dict[str, Answer]] = {}
         self.spent = 0.0
+        self.failed: set[tuple[str, str]] = set()
         for path in sorted(self.folder.glob("answers/*.jsonl")):
             for line, row in read_jsonl(path, torn="drop"):
                 answer = _answer(row, f"{path}:{line}")
@@ -69,6 +71,8 @@ class Store:
                 if not isinstance(row, dict) or not isinstance(row.get("cost"), (int, float)):
                     raise UserError(f"{path}:{line}: no row of a failure log; restore the file or remove that line")
                 self.spent += row["cost"]
+                if "batch" in row:
+                    self.failed.add((str(row["batch"]), str(row.get("key"))))
 
     def get(self, teacher: str, key: str) -> Answer | None:
         return self.answers.get(teacher, {}).get(key)

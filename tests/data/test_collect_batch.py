@@ -171,6 +171,18 @@ def test_a_crash_between_any_two_steps_asks_nothing_twice(world, monkeypatch, ca
     assert len(keys) == len(set(keys)) == 4
 
 
+def test_a_broken_answer_is_booked_once_whatever_crashes(world, monkeypatch, capsys):
+    world.films(2)
+    world.server.answers["a"] = lambda n, b: (200, completion(finish="network_error"))
+    world.write({**BATCH, **PRICES}, budget=100)
+    crash_at(monkeypatch, world, "read")
+    before = world.rows("failures")
+    assert collect(world) == 1
+    assert world.rows("failures") == before and len(before) == 2 and all(row["cost"] > 0 for row in before)
+    spent = json.loads((world.store / "summary.json").read_text())["spent"]
+    assert spent == pytest.approx(sum(row["cost"] for row in before))
+
+
 def test_a_batch_of_an_earlier_config_is_read_back_and_kept(world, monkeypatch, capsys):
     world.films(2)
     world.write(BATCH)
