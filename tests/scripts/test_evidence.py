@@ -138,6 +138,9 @@ CLAIMS = [
     (EVIDENCE, "the truth {0} ({1} to {2})", lambda: one("consensus_oracle")),
     (EVIDENCE, "Dawid and Skene's is {0} points above the best teacher ({1} to {2})",
      lambda: above("compare_dawid_skene", BEST)),
+    (EVIDENCE, "one pair, a random trajectory, {0} again ({1} to {2})", lambda: one("dpo_one_pair")),
+    (EVIDENCE, "from a third Learn, gave {0} ({1} to {2}) and {3} ({4} to {5}): between one ({6}) and seven ({7} from",
+     lambda: one("n2") + one("n3") + one("n1")[:1] + one("pl_nll_again")[:1]),
     (EVIDENCE, "no better than the best teacher's (+{0}, {1} to {2})",
      lambda: above("compare_dawid_skene", BEST, world="published_even")),
 ]  # fmt: skip
@@ -149,15 +152,29 @@ def test_words_follow_the_numbers(name, template, found):
     assert sentence in page(name), f"{name} has no longer: {sentence}"
 
 
+FLOPS, LOWEST = "sft_consensus_flops", "sft_consensus_flops_best"
+
+
 @pytest.mark.parametrize(
-    ("row", "words"),
-    [("two_rounds_n1", "p {} after correction) at three quarters"), ("two_rounds", "; {}) at twice")],
+    ("row", "other", "words"),
+    [
+        ("two_rounds_n1", FLOPS, "p {} after correction) at three quarters"),
+        ("two_rounds_n1", FLOPS, "1.5 to 5.2; p .007, {} after correction"),
+        ("two_rounds", FLOPS, "; {}) at twice"),
+        ("two_rounds", FLOPS, "p .003, {} after correction"),
+        ("two_rounds", LOWEST, "0.3 to 4.2; {} after correction"),
+        ("pl_nll", LOWEST, "p .032, {} after correction"),
+        ("sft_consensus_samples", "pl_nll", "p .044, {} after correction"),
+    ],
 )
-def test_corrected_p_in_words(row, words):
+def test_corrected_p_in_words(row, other, words):
     block = worlds()["published"]
-    base = {seed: line["metrics"]["mean_accuracy"] for seed, line in block.lines["sft_consensus_flops"].items()}
-    found = compare(block, {name: base for name in block.lines if name != "sft_consensus_flops"})
-    p = found[row].adjusted
+    if other == "pl_nll":
+        references = {name: own_reference(block, name)[0] for name in block.lines if name != other}
+    else:
+        base = {seed: line["metrics"]["mean_accuracy"] for seed, line in block.lines[other].items()}
+        references = {name: base for name in block.lines if name != other}
+    p = compare(block, references)[row].adjusted
     assert words.format(f"{p:.2f}" if p > 0.1 else f"{p:.3f}").replace(" 0.", " .") in page(EVIDENCE)
 
 
