@@ -33,7 +33,8 @@ from apo.distances import claim_distance, token_overlap, words
 from apo.heard import ORDER, Decision, hear
 from apo.self_prompt import SelfPrompt
 from data.errors import UserError
-from data.findings import FIVE, SIDELESS, read_findings, summarise
+from data.findings import read_findings, summarise
+from data.findings_lexicon import FIVE, SIDELESS
 
 
 def _truths(studies: Sequence[dict], labels: dict[str, dict[str, bool]]) -> dict[str, np.ndarray]:

@@ -18,7 +18,8 @@ from typing import Literal
 
 from apo.decisions import Decided
 from apo.heard import Decision, Heard
-from data.findings import LABELS, Claim, read_findings, summarise
+from data.findings import Claim, read_findings, summarise
+from data.findings_lexicon import LABELS
 
 Compose = Literal["plain", "quote"]
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from apo.error_rates import Fit, fit_dawid_skene, orient, orient_by_labels, youden
 from apo.heard import ORDER, Decision, Heard, presence_votes, tally
-from data.findings import FIVE, SIDELESS
+from data.findings_lexicon import FIVE, SIDELESS
 from data.records import SIDES
 
 

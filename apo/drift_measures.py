@@ -11,7 +11,8 @@ from apo.distances import text_measures, tokens_of
 from apo.drift_outcomes import COMPARABLE, CONFLICTS, OUTCOMES, consensus_decisions, outcome
 from apo.heard import Decision, Heard, hear, in_context
 from apo.stationarity import BINS
-from data.findings import LABELS, SIDELESS, Claim, summarise
+from data.findings import Claim, summarise
+from data.findings_lexicon import LABELS, SIDELESS
 
 CONSENSUS = ""  # stands for the consensus among the teachers' names; no teacher can be called so
 CLAIM = np.dtype(

@@ -16,7 +16,8 @@ from apo.heard import Decision, Heard, hear, in_context
 from apo.stationarity import BINS
 from data import pages
 from data.charts import WIDTH, draw_lines
-from data.findings import LABELS, Claim, read_findings
+from data.findings import Claim, read_findings
+from data.findings_lexicon import LABELS
 from data.images import decode_problem, file_problem
 from data.records import image_paths
 

@@ -8,7 +8,7 @@ import numpy as np
 from apo.drift_measures import CLAIM, CONSENSUS
 from apo.drift_outcomes import COMPARABLE, CONFLICTS, OPPOSED, OUTCOMES, PARTIAL, SAME_SIDE
 from apo.stationarity import BINS, holm, permutation_tests
-from data.findings import LABELS
+from data.findings_lexicon import LABELS
 
 SCHEMA = "drift/1"
 DEFINITIONS = {

@@ -38,9 +38,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from data import findings_lexicon as lex
-from data.findings_lexicon import FIVE, LABELS, SIDELESS, WEAK
-
-__all__ = ["FIVE", "LABELS", "Claim", "is_refusal", "read_findings", "split_sentences", "summarise"]
+from data.findings_lexicon import LABELS, SIDELESS, WEAK
 
 
 class Claim(NamedTuple):

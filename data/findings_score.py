@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import UserError, run_cli
-from data.findings import LABELS, SIDELESS, read_findings, summarise
+from data.findings import read_findings, summarise
+from data.findings_lexicon import FIVE, LABELS, SIDELESS
 
 TESTS = Path(__file__).parents[1] / "tests" / "data"
 TUNED = (TESTS / "sentences.tsv",)
@@ -81,7 +82,6 @@ def phantom_rows(studies: int, seed: int) -> tuple[list[Row], list[Row]]:
     Of the world `balanced`, split "test". The truth of a report leaves out what the report does not speak of: findings
     other than the five that are absent and always were.
     """
-    from data.findings import FIVE
     from data.phantom import cohort, teachers
 
     told, reports = [], []

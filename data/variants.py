@@ -36,7 +36,8 @@ from apo.self_prompt import study_rng
 from data import manifest
 from data.errors import UserError, refuse_below_one, run_cli
 from data.files import out_file, read_jsonl, refuse_input
-from data.findings import FIVE, read_findings, summarise
+from data.findings import read_findings, summarise
+from data.findings_lexicon import FIVE
 from data.records import PLACEHOLDER, did_you_mean, read_studies, tell_root, write_studies
 from data.rows import ok_trajectories
 

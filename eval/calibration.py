@@ -23,7 +23,7 @@ import numpy as np
 from data import checkpoints, manifest
 from data.errors import UserError, refuse_below_one, run_cli
 from data.files import atomic_open, dump_line, refuse_input
-from data.findings import FIVE
+from data.findings_lexicon import FIVE
 from data.records import SIDES, image_paths
 from data.row_checks import turn
 from data.variants import plain_text

@@ -23,7 +23,8 @@ import numpy as np
 
 from data.errors import UserError
 from data.files import sha256_file
-from data.findings import LABELS, SIDELESS, is_refusal
+from data.findings import is_refusal
+from data.findings_lexicon import LABELS, SIDELESS
 from data.records import SPLITS, image_paths, read_studies, root_of
 from eval import presence
 from eval.benchmarks import choose, measure

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from data.errors import GOES_ON, UserError, refuse_below_one, refuse_negative, run_cli
 from data.files import StrPath, refuse_input, sha256_file, write_atomic
-from data.findings import LABELS
+from data.findings_lexicon import LABELS
 from data.records import SPLITS, read_studies
 from eval import presence
 from eval.items import CONSENSUS, MAJORITY

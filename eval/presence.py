@@ -18,7 +18,8 @@ import numpy as np
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from data.errors import UserError
-from data.findings import FIVE, read_findings, summarise
+from data.findings import read_findings, summarise
+from data.findings_lexicon import FIVE
 
 UNCERTAIN = ("present", "absent")
 

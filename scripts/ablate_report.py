@@ -16,7 +16,7 @@ from pathlib import Path
 
 from data.errors import UserError, run_cli
 from data.files import write_atomic
-from data.findings import FIVE
+from data.findings_lexicon import FIVE
 from eval.ablation_metrics import LOOKS, STRATA
 from eval.items import CONSENSUS, MAJORITY
 from eval.statistics import holm

@@ -5,7 +5,7 @@ import pytest
 from apo.consensus import dawid_skene, medoid, oracle, self_result, vote
 from apo.self_prompt import self_prompt, study_rng
 from data.errors import UserError
-from data.findings import FIVE
+from data.findings_lexicon import FIVE
 from tests.apo.voices import TEACHERS, said, study
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from apo.consensus import STRATEGIES, dawid_skene, vote
 from apo.consensus_text import plain_sentence
-from data.findings import FIVE, LABELS, SIDELESS, read_findings, summarise
+from data.findings import read_findings, summarise
+from data.findings_lexicon import FIVE, LABELS, SIDELESS
 from tests.apo.voices import cohort, said, study
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from data import findings
-from data.findings import LABELS, is_refusal, read_findings, summarise
+from data.findings import is_refusal, read_findings, summarise
+from data.findings_lexicon import LABELS
 from data.findings_score import TUNED, UNSEEN, read_labelled
 
 CASE = Path(__file__).parents[3] / "shared/data/cxr_max_case/trajectories.jsonl"

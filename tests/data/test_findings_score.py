@@ -6,7 +6,7 @@ import pytest
 
 from data import findings_score
 from data.errors import UserError
-from data.findings import FIVE, LABELS
+from data.findings_lexicon import FIVE, LABELS
 from data.findings_score import UNSEEN, Row, markdown, phantom_rows, read_labelled, score
 
 

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from data.errors import UserError
-from data.findings import LABELS
+from data.findings_lexicon import LABELS
 from eval import held_out, run
 from tests.eval.cases import report, study, trajectory
 
