@@ -1,7 +1,7 @@
 """The words the findings reader knows: labels, findings, negation, hedging, sides.
 
 Everything is matched against *normalised* text (lower case, Markdown marks blanked, dashes and quotes in ASCII), see
-`data.findings`. An entry of LEXICON is (labels, polarity, name, needles, pattern):
+`data.findings_text`. An entry of LEXICON is (labels, polarity, name, needles, pattern):
 
 - polarity +1: the phrase asserts the labels ("pleural effusion"); -1: it asserts their absence ("lungs are clear");
   0: it leaves them open ("heart size at the upper limits of normal").

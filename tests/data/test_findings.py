@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from data import findings
+from data import findings_states
 from data.findings import is_refusal, read_findings, summarise
 from data.findings_lexicon import LABELS
 from data.findings_score import TUNED, UNSEEN, read_labelled
+from data.findings_sentence import read_sentence
 
 CASE = Path(__file__).parents[3] / "shared/data/cxr_max_case/trajectories.jsonl"
 SENTENCES = [row for path in TUNED for row in read_labelled(path)]
@@ -52,11 +53,11 @@ def test_needles_lose_nothing(text, monkeypatch):
         return rules[0], [("", (1 << len(rules[0])) - 1)]
 
     fast = read_findings(text)
-    findings._read_sentence.cache_clear()
-    monkeypatch.setattr(findings, "_LEXICON", everything(findings._LEXICON))
-    monkeypatch.setattr(findings, "_TRIGGERS", everything(findings._TRIGGERS))
+    read_sentence.cache_clear()
+    monkeypatch.setattr(findings_states, "_LEXICON", everything(findings_states._LEXICON))
+    monkeypatch.setattr(findings_states, "_TRIGGERS", everything(findings_states._TRIGGERS))
     slow = read_findings(text)
-    findings._read_sentence.cache_clear()
+    read_sentence.cache_clear()
     assert fast == slow
 
 

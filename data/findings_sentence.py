@@ -1,0 +1,77 @@
+"""One normalised sentence -> its claims (label, state, side): those it makes itself, and those under a heading.
+
+General knowledge ("effusion refers to ...") is no claim; a side that only names the side compared with is no side.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from data import findings_lexicon as lex
+from data.findings_lexicon import SIDELESS
+from data.findings_sides import NOT_A_SIDE, SHIFT, blank, side_in, side_windows
+from data.findings_states import CLAUSE, find_mentions, states_of
+
+_TEXTBOOK = re.compile(lex.TEXTBOOK)
+_EVIDENCE = re.compile(lex.EVIDENCE)
+_BLOCK_NEGATIVE = re.compile(lex.BLOCK_NEGATIVE)
+
+
+@lru_cache(maxsize=1 << 16)
+def read_sentence(sentence: str) -> tuple[tuple[str, str, str | None], ...] | None:
+    """(label, state, side) of every claim in one normalised sentence; None if it is general knowledge."""
+    if _TEXTBOOK.search(sentence):
+        return None
+    claims: list[tuple[str, str, str | None]] = []
+    masked = blank(NOT_A_SIDE, sentence)
+    edges = [0, *(e for m in CLAUSE.finditer(sentence) for e in (m.start(), m.end())), len(sentence)]
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        clause = sentence[start:end]
+        mentions = [m for m in find_mentions(clause) if m.labels]
+        if not mentions:
+            continue
+        sides = side_windows(masked[start:end], mentions)
+        for m, state, side in zip(mentions, states_of(clause, mentions), sides, strict=True):
+            if clause[m.end : m.end + 1] == ":" and any(o.labels == m.labels and o.start > m.end for o in mentions):
+                continue  # "Pneumonia: no features of pneumonia", a title within the sentence
+            labels, polarity = m.labels, m.polarity
+            if state is None:
+                continue
+            if polarity == 0:
+                state = "uncertain"
+            elif polarity < 0:
+                if labels == ("No Finding",) and re.search(
+                    r"\b(?:other|additional|further)\b", clause[max(0, m.start - 25) : m.end]
+                ):
+                    continue  # "no other abnormality" says nothing of the film as a whole
+                state = {"present": "absent", "absent": "present"}.get(state, state)
+            claims += [(label, state, None if label in SIDELESS else side) for label in labels]
+    return tuple(dict.fromkeys(claims))
+
+
+def inherited(sentence: str, labels: tuple[str, ...]) -> list[tuple[str, str, str | None]]:
+    """Claims of a sentence that does not itself name a finding, under a heading that names `labels`."""
+    if not _EVIDENCE.search(sentence):
+        return []
+    if re.search(
+        r"\b(?:recommend|correlat|follow-?up|differential|consider|not (?:assessed|evaluated)|summary|overall|compare)",
+        sentence,
+    ):
+        return []
+    if re.search(r"\b(?:can ?not|not|could not) be (?:entirely |completely |fully )?(?:excluded|ruled out)", sentence):
+        state = "uncertain"
+    elif _BLOCK_NEGATIVE.search(sentence):
+        state = "absent"
+    elif re.match(
+        r"\W*(?:possible|possibly|likely|probable|suspected|questionable|uncertain|equivocal|cannot)\b", sentence
+    ) or re.search(r"\b(?:may|might|could|possibl\w+|cannot be excluded|uncertain|equivocal)\b", sentence):
+        state = "uncertain"
+    else:
+        state = "present"
+    out = []
+    for label in labels:
+        text = blank(NOT_A_SIDE, sentence)
+        side = side_in(text if label == "Atelectasis" else blank(SHIFT, text))
+        out.append((label, state, None if label in SIDELESS else side))
+    return out
