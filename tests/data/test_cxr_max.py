@@ -11,13 +11,11 @@ import pytest
 
 from data import cxr_max
 from data.cxr_columns import TEACHERS, film_of, find_columns, labels_of, teacher_name
-from data.cxr_max import build, clean, main, refuses, status_of
+from data.cxr_max import build, main
 from data.cxr_source import hub_splits, open_source
+from data.cxr_store import temporary_store
 from data.errors import UserError
-from data.findings import is_refusal
-from data.findings_score import read_labelled
 from data.mimic_cxr import PROMPT
-from data.phantom.cohort import plan
 from data.records import check_studies, read_studies
 from data.rows import write_rows
 from tests.data import mimic_tree as tree
@@ -500,58 +498,6 @@ def test_an_array_larger_than_what_is_read_at_once(clone, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "finish", "status"),
-    [
-        ("Small left effusion.", None, "ok"),
-        ("Small left effusion.", "stop", "ok"),
-        ("Small left eff", "length", "truncated"),
-        (REFUSAL, "stop", "refused"),
-        (" \n", None, "empty"),
-        ("Cut", "content_filter", "filtered"),
-    ],
-)
-def test_status(text, finish, status):
-    assert status_of(text, finish) == status
-
-
-REFUSALS = [
-    "I'm unable to read this.",
-    "I\u2019m sorry.",
-    "I am not a doctor.",
-    "I am an AI.",
-    "I cannot interpret films.",
-    "I can not help.",
-    "I can\u2019t view images.",
-    "I\u00a0cannot diagnose.",
-    "I won't analyze it.",
-    "I do not have the ability to.",
-    "I don't provide diagnoses.",
-    "I could not access it.",
-    "It is not able to process images.",
-    "This tool is unable to evaluate it.",
-    "It is not qualified to diagnose.",
-    "Not capable of interpreting.",
-    "Please consult a qualified medical professional.",
-    "As an AI, no.",
-]
-
-
-def test_the_short_cut_finds_every_refusal():
-    assert all(is_refusal(one) for one in REFUSALS) and all(map(refuses, REFUSALS))
-    tables = Path(__file__).parent.glob("sentences*.tsv")
-    texts = [text for table in tables for _, text, _ in read_labelled(table)]
-    texts += [one["text"] for study in plan("train", 40, seed=0, world="refusing") for one in study["trajectories"]]
-    assert [refuses(one) for one in texts] == [is_refusal(one) for one in texts]
-    assert any(map(is_refusal, texts))
-
-
-def test_cleaning_takes_out_what_a_record_may_not_hold():
-    assert clean("Clear <image>lungs\0<|im_end|>.") == ("Clear lungs.", True)
-    assert clean("<im<image>age>a") == ("a", True) and clean("half \ud800") == ("half ?", True)
-    assert clean("pO2 < 60, é") == ("pO2 < 60, é", False)
-
-
-@pytest.mark.parametrize(
     ("value", "film"),
     [
         ("files/p10/p10999991/s59999991/" + tree.dicom(3) + ".jpg", (59999991, tree.dicom(3))),
@@ -601,7 +547,7 @@ def test_texts_are_sorted_on_the_disk_chosen_for_them(tmp_path):
         fds = [os.path.join("/proc/self/fd", fd) for fd in os.listdir("/proc/self/fd")]
         return [os.readlink(fd) for fd in fds if os.path.lexists(fd)]
 
-    with cxr_max._store(tmp_path / "it's here" / "out.jsonl") as store:
+    with temporary_store(tmp_path / "it's here" / "out.jsonl") as store:
         store.execute("PRAGMA cache_size = -100")
         rows = ((str(number % 977), "x" * 300) for number in range(30_000))
         store.executemany("INSERT INTO texts (teacher, text) VALUES (?, ?)", rows)
@@ -620,13 +566,6 @@ def test_of_several_films_the_first_that_is_named_is_shown(root, clone):
     assert studies["s59999991"]["images"] == [tree.path(1)] and counts["several_films"] == 1
     write(clone / "a.jsonl", made[:1])
     assert load(clone, root)[0]["several_films"] == 0
-
-
-@pytest.mark.parametrize(
-    ("finish", "status"), [("LENGTH", "truncated"), ("MAX_TOKENS", "truncated"), ("Refusal", "refused")]
-)
-def test_finish_reasons_in_any_case(finish, status):
-    assert status_of("Small left eff", finish) == status
 
 
 def test_a_blank_of_pandas_is_no_text_and_rows_keep_their_order(root, clone):

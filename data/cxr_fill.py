@@ -1,0 +1,179 @@
+"""The rows of a source -> the store of texts (cxr_store.py): one row a (study or film, teacher)."""
+
+import json
+import math
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from typing import Any
+
+from data.cxr_columns import Columns, NoColumns, film_of, find_columns, labels_of, texts_of
+from data.cxr_source import Rows
+from data.cxr_status import clean, status_of
+from data.errors import UserError
+from data.records import IMAGE_TAG, SPLITS
+
+PEEK = 100  # rows that a file's columns are decided by
+EMPTY, UNKNOWN = "{}", "null"  # labels as the store holds them: none of the 14, and names that are none of the 14
+
+
+def fill(
+    store: sqlite3.Connection,
+    opened: list[tuple[str, Callable[[], Rows]]],
+    told: dict[str, str],
+    limit: int | None,
+    usable: Callable[[int | None, str | None], int | None] | None,
+    *,
+    with_labels: bool,
+) -> dict[str, Any]:
+    """Read the source into the store; returns the first counts, as `data.cxr_max.build` names them.
+
+    Args:
+        opened: (name, its rows) of every file.
+        told: columns that were told by field.
+        limit: see `data.cxr_max.build`.
+        usable: (study_id, dicom_id) -> study_id of a study that counts towards `limit`, None for others.
+        with_labels: keep what the rows state as labels.
+
+    Raises:
+        UserError: rows that cannot be read, or a source without a film or a text.
+    """
+    zeros = (
+        "rows",
+        "files",
+        "no_text",
+        "no_film",
+        "repeated",
+        "duplicates",
+        "cleaned",
+        "unknown_labels",
+        "no_known_label",
+        "several_films",
+    )
+    counts: dict[str, Any] = dict.fromkeys((*zeros, "labelled", "reports"), 0)
+    counts["left_out"] = []
+    refused: list[UserError] = []
+    taken: set[int] = set()
+    cache: dict[str, tuple[str | None, int]] = {}
+
+    def rows_of(name: str, rows: Rows) -> Iterator[tuple]:
+        peeked = list(islice(rows, PEEK))
+        columns = find_columns(name, [row for _, row in peeked], told)
+        counts["files"] += 1
+        for place, row in chain(peeked, rows):
+            study, dicom = _film(row, columns)
+            number = usable(study, dicom) if usable else None
+            if number is not None and number not in taken:
+                if len(taken) == limit:
+                    return
+                taken.add(number)
+            counts["rows"] += 1
+            if study is None and dicom is None:
+                counts["no_film"] += 1
+                continue
+            yield from texts(place, row, columns, name, study, dicom)
+
+    def texts(
+        place: str, row: dict, columns: Columns, name: str, study: int | None, dicom: str | None
+    ) -> Iterator[tuple]:
+        stated = None
+        if with_labels and (columns.labels or columns.label_columns):
+            stated, unknown = _stated(row, columns, cache)
+            counts["unknown_labels"] += unknown
+        prompt = _prompt(row.get(columns.prompt), place) if columns.prompt else None
+        split = _split(row.get(columns.split), place) if columns.split else None
+        for teacher, text, finish in texts_of(row, columns, place, name):
+            if not teacher.isprintable():
+                raise UserError(f"{place}: a teacher's name holds control characters or half a character; mend the row")
+            if text is None or (isinstance(text, float) and math.isnan(text)):
+                counts["no_text"] += 1
+                continue
+            if not isinstance(text, str):
+                raise UserError(
+                    f"{place}: text of teacher {teacher!r} is no text; name the right column with --columns"
+                )
+            text, changed = clean(text)
+            counts["cleaned"] += changed
+            yield study, dicom, teacher, text, status_of(text, finish), place, stated, prompt, split
+
+    store.execute("BEGIN")
+    for name, read in opened:
+        try:
+            store.executemany(
+                "INSERT INTO texts (study, dicom, teacher, text, status, place, labels, prompt, split) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                rows_of(name, read()),
+            )
+        except NoColumns as error:
+            refused.append(error)
+            counts["left_out"].append(name)
+    store.execute("COMMIT")
+    if not counts["files"] and refused:
+        more = f" (and {len(refused) - 1} more files like it)" if len(refused) > 1 else ""
+        raise UserError(f"{refused[0]}{more}")
+    if counts["no_film"] == counts["rows"]:
+        raise UserError(
+            f"{opened[0][0]}: none of {counts['rows']} rows names a study (s5xxxxxxx) or film (dicom_id) of MIMIC-CXR; "
+            "name the column that does with --columns image=COLUMN"
+        )
+    if not store.execute("SELECT EXISTS (SELECT 1 FROM texts)").fetchone()[0]:
+        raise UserError(
+            f"{opened[0][0]}: none of {counts['rows']} rows has a text (null for every teacher); name the column that "
+            "has with --columns text=COLUMN"
+        )
+    return counts
+
+
+def _stated(row: dict, columns: Columns, cache: dict[str, tuple[str | None, int]]) -> tuple[str | None, int]:
+    """`labels_of` as JSON, UNKNOWN for names that are all none of the 14 labels, None where nothing is stated.
+
+    Cached: the same few diagnoses come with every teacher and with many studies.
+    """
+    if columns.label_columns:
+        # By label: another file may have other columns of labels.
+        key = repr({label: row.get(column) for label, column in columns.label_columns.items()})
+    else:
+        key = repr(row.get(columns.labels))
+    if key not in cache:
+        if len(cache) > 10_000:
+            cache.clear()
+        findings, unknown = labels_of(row, columns)
+        cache[key] = json.dumps(findings) if findings is not None or unknown else None, unknown
+    return cache[key]
+
+
+def of_rows(stated: Iterable[str | None]) -> str | None:
+    """What the rows of a study state, as the store holds it: the first that names a label, where one does."""
+    ranks = {EMPTY: 0, UNKNOWN: 1}  # a film is normal only where no row says otherwise
+    return max(filter(None, stated), key=lambda one: ranks.get(one, 2), default=None)
+
+
+def _film(row: dict, columns: Columns) -> tuple[int | None, str | None]:
+    study = dicom = None
+    for column in columns.film:
+        by_column = film_of(row.get(column))
+        study, dicom = study or by_column[0], dicom or by_column[1]
+        if study and dicom:
+            break
+    return study, dicom
+
+
+def _prompt(value: Any, place: str) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or value.count(IMAGE_TAG) > 1:
+        raise UserError(
+            f"{place}: prompt is no text with {IMAGE_TAG} at most once; name the right column with --columns"
+        )
+    return value if IMAGE_TAG in value else f"{IMAGE_TAG}{value}"
+
+
+def _split(value: Any, place: str) -> str | None:
+    if value is None or value == "":
+        return None
+    split = {"val": "validate", "valid": "validate", "validation": "validate"}.get(
+        str(value).lower(), str(value).lower()
+    )
+    if split not in SPLITS:
+        raise UserError(f"{place}: split is none of {', '.join(SPLITS)}; name the right column with --columns")
+    return split

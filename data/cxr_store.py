@@ -1,0 +1,71 @@
+"""The texts of a source between reading and writing: a temporary SQLite file beside the output.
+
+A study's rows may stand anywhere in the source, and memory does not grow with the texts.
+"""
+
+import contextlib
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError
+from data.files import StrPath
+from data.mimic_tables import studies_of_films
+
+
+@contextlib.contextmanager
+def temporary_store(out: StrPath) -> Iterator[sqlite3.Connection]:
+    """An empty table of texts in a temporary folder beside `out`: patients' data stay on the disk chosen for them."""
+    folder = Path(os.path.realpath(out)).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".cxr_max.", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another place") from error
+    with temporary as inside:
+        store = sqlite3.connect(os.path.join(inside, "texts.sqlite"), isolation_level=None)
+        try:
+            _sort_in(store, inside)
+            store.execute("PRAGMA journal_mode = OFF")
+            store.execute("PRAGMA synchronous = OFF")
+            store.execute("PRAGMA cache_size = -32768")  # 32 MiB
+            store.execute(
+                "CREATE TABLE texts (number INTEGER PRIMARY KEY, study INTEGER, dicom TEXT, teacher TEXT, text TEXT, "
+                "status TEXT, place TEXT, labels TEXT, prompt TEXT, split TEXT)"
+            )
+            yield store
+        except sqlite3.OperationalError as error:
+            raise UserError(f"{out}: temporary file beside it: {error}; make room or choose another place") from error
+        finally:
+            with contextlib.suppress(sqlite3.OperationalError):
+                store.execute("PRAGMA temp_store_directory = ''")
+            store.close()
+
+
+def _sort_in(store: sqlite3.Connection, folder: str) -> None:
+    """Let sorting spill into `folder` and not into the system's temporary folder.
+
+    Not by SQLITE_TMPDIR: SQLite reads it when Python imports it, long before. A build without the pragma, which is
+    deprecated, sorts in memory.
+    """
+    quoted = folder.replace("'", "''")
+    store.execute(f"PRAGMA temp_store_directory = '{quoted}'")
+    if store.execute("PRAGMA temp_store_directory").fetchone() != (folder,):
+        store.execute("PRAGMA temp_store = MEMORY")
+
+
+def resolve_films(store: sqlite3.Connection, metadata: Path, counts: dict[str, Any]) -> None:
+    """Give rows that only name a film their study, by the metadata table."""
+    dicoms = {dicom for (dicom,) in store.execute("SELECT DISTINCT dicom FROM texts WHERE study IS NULL")}
+    if not dicoms:
+        return
+    found = studies_of_films(metadata, dicoms)
+    store.execute("CREATE TEMP TABLE films (dicom TEXT PRIMARY KEY, study INTEGER)")
+    store.executemany("INSERT INTO films VALUES (?, ?)", found.items())
+    store.execute(
+        "UPDATE texts SET study = (SELECT study FROM films WHERE films.dicom = texts.dicom) WHERE study IS NULL"
+    )
+    counts["unknown_films"] = len(dicoms) - len(found)

@@ -1,0 +1,69 @@
+"""Texts of a source: cleaned, and their status by text and finish reason."""
+
+from pathlib import Path
+
+import pytest
+
+from data.cxr_status import clean, refuses, status_of
+from data.findings import is_refusal
+from data.findings_score import read_labelled
+from data.phantom.cohort import plan
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "status"),
+    [
+        ("Small left effusion.", None, "ok"),
+        ("Small left effusion.", "stop", "ok"),
+        ("Small left eff", "length", "truncated"),
+        ("As an AI, I'm not capable of interpreting medical images.", "stop", "refused"),
+        (" \n", None, "empty"),
+        ("Cut", "content_filter", "filtered"),
+    ],
+)
+def test_status(text, finish, status):
+    assert status_of(text, finish) == status
+
+
+@pytest.mark.parametrize(
+    ("finish", "status"), [("LENGTH", "truncated"), ("MAX_TOKENS", "truncated"), ("Refusal", "refused")]
+)
+def test_finish_reasons_in_any_case(finish, status):
+    assert status_of("Small left eff", finish) == status
+
+
+REFUSALS = [
+    "I'm unable to read this.",
+    "I\u2019m sorry.",
+    "I am not a doctor.",
+    "I am an AI.",
+    "I cannot interpret films.",
+    "I can not help.",
+    "I can\u2019t view images.",
+    "I\u00a0cannot diagnose.",
+    "I won't analyze it.",
+    "I do not have the ability to.",
+    "I don't provide diagnoses.",
+    "I could not access it.",
+    "It is not able to process images.",
+    "This tool is unable to evaluate it.",
+    "It is not qualified to diagnose.",
+    "Not capable of interpreting.",
+    "Please consult a qualified medical professional.",
+    "As an AI, no.",
+]
+
+
+def test_the_short_cut_finds_every_refusal():
+    assert all(is_refusal(one) for one in REFUSALS) and all(map(refuses, REFUSALS))
+    tables = Path(__file__).parent.glob("sentences*.tsv")
+    texts = [text for table in tables for _, text, _ in read_labelled(table)]
+    texts += [one["text"] for study in plan("train", 40, seed=0, world="refusing") for one in study["trajectories"]]
+    assert [refuses(one) for one in texts] == [is_refusal(one) for one in texts]
+    assert any(map(is_refusal, texts))
+
+
+def test_cleaning_takes_out_what_a_record_may_not_hold():
+    assert clean("Clear <image>lungs\0<|im_end|>.") == ("Clear lungs.", True)
+    assert clean("<im<image>age>a") == ("a", True) and clean("half \ud800") == ("half ?", True)
+    assert clean("pO2 < 60, é") == ("pO2 < 60, é", False)
