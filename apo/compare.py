@@ -18,174 +18,28 @@ together, without a model: they take neither.
 """
 
 import argparse
-import glob
-import hashlib
-import json
 import math
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from itertools import zip_longest
+from collections.abc import Sequence
 from pathlib import Path
 
 from apo import consensus
-from apo.consensus import COMPOSES, NEEDS_MODEL, STRATEGIES, Answer
-from apo.heard import ORDER
-from apo.labels import Labels, read_labels, refuse_labels
-from apo.self_prompt import SelfPrompt, self_prompt, study_rng
+from apo.compare_files import gather_rows, put_together, remove_parts, store_of
+from apo.compare_self import run_self
+from apo.compare_summary import label_summary, summary
+from apo.consensus import COMPOSES, NEEDS_MODEL, STRATEGIES
+from apo.labels import read_labels, refuse_labels
 from data import checkpoints, manifest
 from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
-from data.files import append_jsonl, claimed, dump_line, out_file, read_jsonl, refuse_input, sha256_file, write_atomic
-from data.records import ALLOW_OUTSIDE, PLACEHOLDER, image_paths, read_studies, require_images, root_of, write_studies
-from scripts import doctor, machine, side_by_side
+from data.files import claimed, out_file, refuse_input
+from data.records import ALLOW_OUTSIDE, read_studies, require_images, root_of, write_studies
+from scripts import doctor, side_by_side
 
 WHOLE = (1, 1)  # the shard that is all of the file
-VERDICTS = {"turned": "turned round", "kept": "confirmed", "undecided": "too few labels to tell"}
 # What `self` writes depends on these, and no other strategy looks at them.
 SELF = ("seed", "max_new_tokens", "max_length", "temperature", "cut_off")
 NOT_ONE = "{}: not one consensus could be made; nothing was written"
-
-Write = Callable[[Sequence[tuple[str, Sequence[str]]]], list[tuple[str, str]]]
-
-
-def self_answers(
-    studies: Sequence[dict],
-    *,
-    root: str,
-    store: Path,
-    settings: dict,
-    seed: int,
-    batch_size: int,
-    student: Callable[[], tuple[Write, Callable[[str, Sequence[str]], int], int]],
-    keep_cut_off: bool = False,
-    made: Path | None = None,
-) -> Iterator[Answer]:
-    """Prompts, generates and stores row by row; yields one Answer a study, in order.
-
-    Args:
-        root: absolute image root.
-        store: JSONL of finished rows, read for resuming and appended to.
-        settings: everything besides prompt and films that an answer depends on (JSON).
-        student: called once, and only if something is left to generate: (write, length, limit), where write maps
-            (prompt, image paths) to (text, finish_reason), length counts a prompt's tokens and limit is their maximum.
-        keep_cut_off: take texts that ran into the token limit instead of counting them as failed.
-        made: JSONL of further finished rows, of these and other studies, which is only read.
-    """
-    studies = list(studies)
-    basis = json.dumps(settings, sort_keys=True)
-    keys: dict[str, str] = {}
-    for study in studies:
-        whole = self_prompt(study, study_rng(study, seed))
-        if whole is not None:
-            films = [sha256_file(path) for path in image_paths(study, root)]
-            keys[study["id"]] = hashlib.sha256(json.dumps([basis, whole.text, films]).encode()).hexdigest()
-    done, other = {}, 0
-    for path in (store, made):
-        for line, row in read_jsonl(path, torn="drop") if path and path.exists() else ():
-            if not isinstance(row, dict) or not {"id", "key", "text", "order", "dropped"} <= row.keys():
-                raise UserError(f"{path}:{line}: not a row of a compare run; remove the file or choose another --out")
-            if keys.get(row["id"]) == row["key"]:
-                done[row["id"]] = row
-            else:
-                other += path == store or row["id"] in keys
-    if done or other:
-        note = f" ({other} of other settings or studies not used)" if other else ""
-        print(f"resuming: {len(done)} of {len(keys)} consensuses are there already{note}", flush=True)
-    asked = [s for s in studies if s["id"] in keys]
-    # What shares a batch changes a text now and then (by its rounding), so it must not depend on interruptions: the
-    # batches are cut once, and one that lacks an answer is asked as a whole.
-    grid = [asked[at : at + batch_size] for at in range(0, len(asked), batch_size)]
-    grid = [batch for batch in grid if any(s["id"] not in done for s in batch)]
-    total = sum(s["id"] not in done for s in asked)
-    failed: dict[str, str] = {}
-    if grid:
-        write, length, limit = student()
-        start = time.monotonic()
-        new = 0
-        for chosen in grid:
-            missing = {s["id"] for s in chosen if s["id"] not in done}
-            batch: list[tuple[dict, SelfPrompt, list[str]]] = []
-            for study in chosen:
-                images = image_paths(study, root)
-                prompt = self_prompt(study, study_rng(study, seed), length=partial(length, images=images), limit=limit)
-                if prompt is None:
-                    failed[study["id"]] = "too long with a single trajectory"
-                else:
-                    batch.append((study, prompt, images))
-            texts = write([(prompt.text, images) for _, prompt, images in batch]) if batch else []
-            if len(texts) != len(batch):
-                raise RuntimeError(f"{len(texts)} answers to {len(batch)} prompts")
-            for (study, prompt, _), (text, finish) in zip(batch, texts, strict=True):
-                if study["id"] not in missing:
-                    continue
-                if (
-                    finish == "length" and not keep_cut_off
-                ):  # a positive that stops in mid-sentence would teach just that
-                    failed[study["id"]] = "cut off at --max-new-tokens"
-                elif not text.strip():
-                    failed[study["id"]] = "empty"
-                elif PLACEHOLDER.search(text) or "\0" in text:  # no study record may hold one
-                    failed[study["id"]] = "a special token in the text"
-                else:
-                    row = {"id": study["id"], "key": keys[study["id"]], "text": text.strip()}
-                    row |= {"order": prompt.order, "dropped": prompt.dropped}
-                    append_jsonl(store, row)
-                    done[study["id"]] = row
-            new += len(missing)
-            seconds = time.monotonic() - start
-            left = seconds / new * (total - new)
-            print(f"self: {new}/{total} studies, {seconds:.0f} s, about {left:.0f} s left", flush=True)
-    for study in studies:
-        row = done.get(study["id"])
-        if row:
-            yield Answer(SelfPrompt("", row["order"], row["dropped"]), row["text"], None)
-        else:
-            yield Answer(None, None, failed.get(study["id"]))
-
-
-def summary(strategy: str, studies: Sequence[dict], results: Sequence[dict | None], failed: Counter) -> str:
-    """One line: how many studies, how many consensuses, and why the others have none."""
-    counts: Counter = Counter(failed)
-    single = dropped = same = 0
-    for study, result in zip(studies, results, strict=True):
-        texts = [t["text"].split() for t in study["trajectories"] if t["status"] == "ok"]
-        if result is None:
-            counts["no ok trajectory"] += not texts
-            continue
-        single += len(texts) == 1
-        dropped += bool(result["audit"].get("dropped"))
-        same += result["text"].split() in texts
-    mute: Counter = Counter(t["status"] for s in studies for t in s["trajectories"] if t["status"] != "ok")
-    for study, result in zip(studies, results, strict=True):  # ok by status, a refusal by its text
-        ok = {t["teacher"] for t in study["trajectories"] if t["status"] == "ok"}
-        mute["refused by its text"] += len(ok & result["audit"]["unheard"].keys()) if result else 0
-    made = sum(r is not None for r in results)
-    unread = len(results) - made - sum(counts.values())
-    if unread:
-        counts["nothing readable in the trajectories"] = unread
-    line = f"{strategy}: {len(results)} studies, {made} with a consensus"
-    reasons = [f"{n} {why}" for why, n in counts.items() if n]
-    line += f"; without one: {', '.join(reasons)}" if reasons else ""
-    voteless = ", ".join(f"{n} {why}" for why, n in sorted(mute.items()) if n)
-    line += f"; trajectories without a vote: {voteless}" if voteless else ""
-    line += f"; from one teacher only (N = 1): {single}" if single else ""
-    line += f"; shortened by whole trajectories to fit the context: {dropped}" if dropped else ""
-    line += f"; equal to one of the trajectories: {same}" if same else ""
-    return line
-
-
-def label_summary(labels: Labels, results: Sequence[dict | None]) -> str:
-    """One line: how many labels were used and left out, and what they said to each finding."""
-    said: dict[str, str] = {}
-    for result in filter(None, results):
-        said |= {label: one["labels"] for label, one in result["audit"]["findings"].items() if "labels" in one}
-    line = f"labels: {len(labels.known)} film(s)"
-    line += f"; not used: {', '.join(f'{n} {why}' for why, n in labels.left.items())}" if labels.left else ""
-    for verdict, words in VERDICTS.items():
-        line += f"; {words}: {', '.join(label for label in ORDER if said.get(label) == verdict) or 'none'}"
-    return line
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -342,84 +196,6 @@ def run_side_by_side(args: argparse.Namespace, argv: Sequence[str], root: str) -
     manifest.write(args.out, {"studies": args.studies}, made_with(args))
     print(f"written: {args.out} ({count} studies, image paths relative to {root})")
     return status
-
-
-def store_of(out: Path) -> Path:
-    """The finished rows of a run that writes `out`."""
-    return out.with_name(out.name + ".partial.jsonl")
-
-
-def gather_rows(out: Path) -> None:
-    """Put the finished rows that processes side by side left into the command's own, whatever they were made with."""
-    parts = sorted(out.parent.glob(f"{glob.escape(out.name)}.part-*.jsonl.partial.jsonl"))
-    if parts:
-        stores = [path for path in (store_of(out), *parts) if path.exists()]
-        rows = [row for path in stores for _, row in read_jsonl(path, torn="drop")]
-        write_atomic(store_of(out), b"".join(map(dump_line, rows)))
-    for part in parts:
-        part.unlink()
-
-
-def put_together(out: Path, parts: Sequence[Path]) -> int:
-    """Write the processes' studies to `out` in the order of the file, remove the parts; how many studies."""
-
-    def studies() -> Iterator[dict]:
-        for group in zip_longest(*map(read_studies, parts)):
-            yield from (study for study in group if study is not None)
-
-    count = write_studies(out, studies())
-    remove_parts(out)
-    return count
-
-
-def remove_parts(out: Path) -> None:
-    for part in out.parent.glob(f"{glob.escape(out.name)}.part-*.jsonl"):
-        part.unlink()
-        manifest.sidecar(part).unlink(missing_ok=True)
-
-
-def run_self(args, info: dict, studies: list[dict], root: str, failed: Counter) -> list[dict | None]:
-    """The `self` strategy with the student of `info`; counts failed generations by reason in `failed`."""
-    device = args.device or machine.default_device()
-
-    def student():
-        from apo.student_engine import Student
-
-        one = Student(info, backend=args.backend, device=device, batch_size=args.batch_size)
-        limit = min(args.max_length or one.max_length, one.max_length) - args.max_new_tokens
-        if limit < 1:
-            raise UserError(f"--max-new-tokens {args.max_new_tokens}: leaves no room for a prompt; lower it")
-        write = partial(one.answer, max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed)
-        return write, one.length, limit
-
-    settings = {
-        "checkpoint": checkpoints.fingerprint(args.checkpoint, args.base),
-        "seed": args.seed,
-        "temperature": args.temperature,
-        "max_new_tokens": args.max_new_tokens,
-        "max_length": args.max_length,
-        "cut_off": args.cut_off,
-        "backend": args.backend,
-        "dtype": "bfloat16" if device == "cuda" else "float32",
-    }
-
-    def answer(studies: Sequence[dict]) -> Iterator[Answer]:
-        for one in self_answers(
-            studies,
-            root=root,
-            store=store_of(args.out),
-            settings=settings,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            student=student,
-            keep_cut_off=args.cut_off == "keep",
-            made=args.made,
-        ):
-            if one.failure:
-                failed[one.failure] += 1
-            yield one
-
-    return STRATEGIES["self"](studies, answer=answer)
 
 
 def read_by(args: argparse.Namespace) -> dict[str, Path]:

@@ -12,7 +12,7 @@
 - `oracle`: phantom studies only. The truth itself, an upper bound for any consensus; no method, and not to be had for
   real films.
 - `self`: the paper's way. The stage-one student reads film, prompt and all trajectories (names hidden, order shuffled)
-  and writes the consensus; see `self_prompt`. Generation is the caller's (apo/compare.py).
+  and writes the consensus; see `self_prompt`. Generation is the caller's (apo/compare_self.py).
 
 What a teacher says is read out of its text by data.findings (apo/heard.py). `dawid_skene` and `vote` decide by the
 rules of apo/decisions.py, the former with the estimates of apo/error_rates.py, and say it in the form of
@@ -185,7 +185,7 @@ class Answer(NamedTuple):
 def self_consensus(
     studies: Sequence[dict], *, answer: Callable[[Sequence[dict]], Iterable[Answer]]
 ) -> list[dict | None]:
-    """The paper's strategy: `answer` (apo/compare.py, or any model) writes one text a study; None where it failed."""
+    """The paper's strategy: `answer` (apo/compare_self.py, any model) writes one text a study; None where it failed."""
     return [
         self_result(study, one.prompt, one.text) if one.text is not None and one.prompt is not None else None
         for study, one in zip(studies, answer(studies), strict=True)

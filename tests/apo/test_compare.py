@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from apo import compare, student_engine
+from apo.self_prompt import self_prompt, study_rng
 from data import checkpoints, manifest
 from data.errors import UserError
 from data.files import claimed
@@ -337,7 +338,7 @@ def test_failed_generations_are_counted_and_the_exit_status_says_so(studies, fak
 
 
 def test_long_contexts_lose_whole_trajectories_and_it_is_counted(studies, fake, capsys):
-    whole = len(compare.self_prompt(load(studies, None)[0], compare.study_rng({"id": "s0"})).text.split()) + 4
+    whole = len(self_prompt(load(studies, None)[0], study_rng({"id": "s0"})).text.split()) + 4
     status, out = run(studies, "--max-length", str(whole - 1 + 8), "--max-new-tokens", "8")
     audits = [r["consensus"]["audit"] for r in load(out, studies.parent)[:4]]
     assert status == 0 and all(len(a["dropped"]) == 1 and len(a["order"]) == 2 for a in audits)

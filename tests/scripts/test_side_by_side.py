@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from apo.compare import put_together
+from apo.compare_files import put_together
 from data.errors import UserError
 from data.records import read_studies
 from scripts import side_by_side
