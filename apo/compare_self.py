@@ -10,8 +10,9 @@ from pathlib import Path
 
 from apo.compare_files import store_of
 from apo.consensus import STRATEGIES, Answer
-from apo.self_prompt import SelfPrompt, self_prompt, study_rng
+from apo.self_prompt import SelfPrompt, self_prompt
 from data import checkpoints
+from data.draws import study_rng
 from data.errors import UserError
 from data.files import append_jsonl, read_jsonl, sha256_file
 from data.records import PLACEHOLDER, image_paths

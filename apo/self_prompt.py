@@ -1,6 +1,5 @@
 """The prompt of the `self` strategy: the student reads film, prompt and all trajectories, and settles them."""
 
-import hashlib
 import random
 import re
 from collections.abc import Callable
@@ -18,11 +17,6 @@ class SelfPrompt(NamedTuple):
     text: str  # the user turn, with the study's own <image> tags and no others
     order: list[str]  # teachers in the order of the readings
     dropped: list[str]  # teachers whose readings were left out for length
-
-
-def study_rng(study: dict, seed: int = 0) -> random.Random:
-    """A random generator that depends on the seed and the study id only, not on its place in a file or shard."""
-    return random.Random(int.from_bytes(hashlib.sha256(f"{seed}:{study['id']}".encode()).digest()[:8], "big"))
 
 
 def self_prompt(

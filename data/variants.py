@@ -32,8 +32,8 @@ from pathlib import Path
 
 from apo.consensus_text import plain_sentence
 from apo.heard import ORDER
-from apo.self_prompt import study_rng
 from data import manifest
+from data.draws import study_rng
 from data.errors import UserError, refuse_below_one, run_cli
 from data.files import out_file, read_jsonl, refuse_input
 from data.findings import read_findings, summarise

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from apo.consensus import vote
-from apo.self_prompt import self_prompt, study_rng
+from apo.self_prompt import self_prompt
+from data.draws import study_rng
 from data.errors import UserError, refuse_below_one, run_cli
 from data.files import atomic_open, dump_line, refuse_input
 from data.findings_lexicon import FIVE

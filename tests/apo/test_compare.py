@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from apo import compare, student_engine
-from apo.self_prompt import self_prompt, study_rng
+from apo.self_prompt import self_prompt
 from data import checkpoints, manifest
+from data.draws import study_rng
 from data.errors import UserError
 from data.files import claimed
 from data.records import read_studies

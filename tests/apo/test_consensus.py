@@ -3,7 +3,8 @@
 import pytest
 
 from apo.consensus import dawid_skene, medoid, oracle, self_result, vote
-from apo.self_prompt import self_prompt, study_rng
+from apo.self_prompt import self_prompt
+from data.draws import study_rng
 from data.errors import UserError
 from data.findings_lexicon import FIVE
 from tests.apo.voices import TEACHERS, said, study

@@ -2,7 +2,8 @@
 
 import random
 
-from apo.self_prompt import self_prompt, study_rng
+from apo.self_prompt import self_prompt
+from data.draws import study_rng
 from tests.apo.voices import study
 
 
