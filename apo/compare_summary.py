@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from apo.heard import ORDER
 from apo.labels import Labels
+from data.findings_lexicon import ORDER
 
 VERDICTS = {"turned": "turned round", "kept": "confirmed", "undecided": "too few labels to tell"}
 

@@ -30,11 +30,11 @@ from apo.consensus_audit import make_audit
 from apo.consensus_text import Compose, compose_text
 from apo.decisions import Decided, decide
 from apo.distances import claim_distance, token_overlap, words
-from apo.heard import ORDER, Decision, hear
+from apo.heard import Decision, hear
 from apo.self_prompt import SelfPrompt
 from data.errors import UserError
 from data.findings import read_findings, summarise
-from data.findings_lexicon import FIVE, SIDELESS
+from data.findings_lexicon import FIVE, ORDER, SIDELESS
 
 
 def _truths(studies: Sequence[dict], labels: dict[str, dict[str, bool]]) -> dict[str, np.ndarray]:

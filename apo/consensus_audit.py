@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from apo.heard import ORDER, Decision, Heard, denies_another_side, in_context, tally
+from apo.heard import Decision, Heard, denies_another_side, in_context, tally
+from data.findings_lexicon import ORDER
 
 
 def _mark(state: str, side: str | None, decision: Decision | None) -> str:

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from apo.error_rates import Fit, fit_dawid_skene, orient, orient_by_labels, youden
-from apo.heard import ORDER, Decision, Heard, presence_votes, tally
-from data.findings_lexicon import FIVE, SIDELESS
+from apo.heard import Decision, Heard, presence_votes, tally
+from data.findings_lexicon import FIVE, ORDER, SIDELESS
 from data.records import SIDES
 
 

@@ -6,10 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.findings import Claim, is_refusal, read_findings, summarise
-from data.findings_lexicon import FIVE, LABELS
 
-# As text and audit of a consensus list the findings: the five of MS-CXR-T, then the others.
-ORDER = (*FIVE, *(label for label in LABELS if label not in FIVE))
 Decision = tuple[str, str | None]  # state, side
 
 

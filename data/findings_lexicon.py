@@ -34,6 +34,7 @@ LABELS = (
     "No Finding",
 )
 FIVE = ("Consolidation", "Pleural Effusion", "Pneumonia", "Pneumothorax", "Edema")  # the five of MS-CXR-T
+ORDER = (*FIVE, *(label for label in LABELS if label not in FIVE))  # as text and audit of a consensus list them
 SIDELESS = frozenset({"Cardiomegaly", "Enlarged Cardiomediastinum", "No Finding"})  # one per chest
 WEAK = frozenset({"Lung Opacity"})  # a sign of others: under a heading it does not displace the heading's label
 

@@ -30,14 +30,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from apo.consensus_text import plain_sentence
-from apo.heard import ORDER
 from data import manifest
 from data.draws import study_rng
 from data.errors import UserError, refuse_below_one, run_cli
 from data.files import out_file, read_jsonl, refuse_input
 from data.findings import read_findings, summarise
-from data.findings_lexicon import FIVE
+from data.findings_lexicon import FIVE, ORDER
+from data.plain_sentences import plain_sentence
 from data.records import PLACEHOLDER, did_you_mean, read_studies, tell_root, write_studies
 from data.rows import ok_trajectories
 

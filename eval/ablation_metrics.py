@@ -37,12 +37,12 @@ from typing import Any
 
 import numpy as np
 
-from apo.consensus_text import plain_sentence
 from data.errors import UserError, run_cli
 from data.files import StrPath, read_jsonl, refuse_input, write_atomic
 from data.findings import read_findings, summarise
 from data.findings_lexicon import FIVE, LABELS
 from data.phantom.teachers import misleads
+from data.plain_sentences import plain_sentence
 from data.records import SIDES, read_studies
 from data.rows import ok_trajectories
 from data.variants import plain_text

@@ -3,19 +3,9 @@
 import pytest
 
 from apo.consensus import STRATEGIES, dawid_skene, vote
-from apo.consensus_text import plain_sentence
 from data.findings import read_findings, summarise
-from data.findings_lexicon import FIVE, LABELS, SIDELESS
+from data.findings_lexicon import FIVE
 from tests.apo.voices import cohort, said, study
-
-
-@pytest.mark.parametrize("label", LABELS)
-def test_plain_sentences_are_read_back(label):
-    for state in ("present", "absent", "uncertain"):
-        for side in (None, "left", "right", "bilateral"):
-            if (label in SIDELESS and side) or (state == "absent" and (side or label == "No Finding")):
-                continue
-            assert summarise(read_findings(plain_sentence(label, state, side))) == {label: (state, side)}
 
 
 @pytest.mark.parametrize("compose", ["plain", "quote"])
