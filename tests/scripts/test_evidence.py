@@ -138,8 +138,11 @@ CLAIMS = [
     (EVIDENCE, "the truth {0} ({1} to {2})", lambda: one("consensus_oracle")),
     (EVIDENCE, "Dawid and Skene's is {0} points above the best teacher ({1} to {2})",
      lambda: above("compare_dawid_skene", BEST)),
+    (EVIDENCE, "four of its seeds, at {0} ({1} to {2})", lambda: one("beta_1.0")),
+    (EVIDENCE, "`beta_1.0`, five seeds: {0}", lambda: one("beta_1.0")[:1]),
     (EVIDENCE, "one pair, a random trajectory, {0} again ({1} to {2})", lambda: one("dpo_one_pair")),
-    (EVIDENCE, "from a third Learn, gave {0} ({1} to {2}) and {3} ({4} to {5}): between one ({6}) and seven ({7} from",
+    (EVIDENCE, "in seeds 1 to 4 from a third Learn, gave {0} ({1} to {2}) and {3} ({4} to {5}): between one "
+     "({6}) and seven ({7} from",
      lambda: one("n2") + one("n3") + one("n1")[:1] + one("pl_nll_again")[:1]),
     (EVIDENCE, "no better than the best teacher's (+{0}, {1} to {2})",
      lambda: above("compare_dawid_skene", BEST, world="published_even")),
