@@ -14,6 +14,7 @@ from swift.template.template_inputs import StdTemplateInputs
 
 from apo import options
 from apo.refusals import refuse_settings
+from data.row_checks import loss_problem
 
 MEDIA_TAGS = ("<image>", "<video>", "<audio>")
 # Whatever has one entry a token; all other keys of an encoded row belong to the film.
@@ -66,13 +67,6 @@ def response_message(chosen: StdTemplateInputs, other: StdTemplateInputs, name: 
     return other.messages[-1]
 
 
-def refuse_partial_loss(message: dict[str, Any], name: str) -> None:
-    """Raise ValueError for an answer that ms-swift would train in part or not: what is left out would count as prompt
-    of every response."""
-    if any(message.get(key) not in (None, 1) for key in ("loss", "loss_scale")):
-        raise ValueError(f"{name}: its answer has a loss or loss_scale of its own, but counts whole here; take it out")
-
-
 def encode_group(
     template: Template, chosen: StdTemplateInputs, others: list[StdTemplateInputs], column: str
 ) -> dict[str, Any]:
@@ -90,7 +84,8 @@ def encode_group(
     names = [f"{column}[{i}]" for i in range(len(others))]
     messages = [response_message(chosen, other, name) for other, name in zip(others, names, strict=True)]
     for name, message in zip(("messages", *names), (chosen.messages[-1], *messages), strict=True):
-        refuse_partial_loss(message, name)
+        if problem := loss_problem(message, name):
+            raise ValueError(problem)
     prompt = text_only(chosen)
     max_length, template.max_length = template.max_length, None
     try:

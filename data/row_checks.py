@@ -202,10 +202,19 @@ def _check_tags(row: dict, images: int) -> None:
         )
 
 
-def _check_whole(turn: dict, name: str) -> None:
-    """Refuse an answer of a study that ms-swift would train in part or not at all."""
+def loss_problem(turn: dict, name: str) -> str | None:
+    """What to say of a study's answer that ms-swift would train in part or not at all; None for one that counts whole.
+
+    What is left out of an answer would count as prompt of every response.
+    """
     if any(turn.get(key) not in (None, 1) for key in ("loss", "loss_scale")):
-        raise UserError(f"{name}: its answer has a loss or loss_scale of its own, but counts whole here; take it out")
+        return f"{name}: its answer has a loss or loss_scale of its own, but counts whole here; take it out"
+    return None
+
+
+def _check_whole(turn: dict, name: str) -> None:
+    if problem := loss_problem(turn, name):
+        raise UserError(problem)
 
 
 def _check_positives(row: dict) -> None:
@@ -243,12 +252,13 @@ def _check_negatives(row: dict) -> int:
     messages = row["messages"]
     if sum(turn["role"] == "assistant" for turn in messages) == len(messages):
         raise UserError("messages has no prompt; put the user's turn before the answer")
-    if given[0] == "negative_messages":
+    several = given[0] == "negative_messages"
+    if several:
         _check_whole(messages[-1], "messages")
     for place, turns in enumerate(negatives, 1):
-        name = given[0] if given[0] != "negative_messages" else f"negative {place}"
+        name = f"negative {place}" if several else given[0]
         _check_conversation(turns, name)
-        if given[0] == "negative_messages":
+        if several:
             _check_whole(turns[-1], name)
         if len(turns) > 1 and not _same_turns(turns[:-1], messages[:-1]):
             raise UserError(f"{name}: its prompt is not that of messages; write its assistant turn alone")
