@@ -112,6 +112,11 @@ def clear(folder: Path, stem: str, shard: tuple[int, int] = (1, 1)) -> None:
         manifest.sidecar(path).unlink(missing_ok=True)
 
 
+def begun(folder: Path) -> bool:
+    """Whether any shard has begun to write answers, with films or without."""
+    return any(any(folder.glob(f"{stem}*")) for stem in (PREDICTIONS, NO_IMAGE))
+
+
 def ask_all(
     rows: Sequence[dict],
     ask: Ask,

@@ -11,56 +11,30 @@ item, resumable) and OUT/NAME/per_item.jsonl (what was counted for each). docs/e
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from data import checkpoints, manifest
-from data.errors import GOES_ON, UserError, refuse_below_one, refuse_negative, run_cli
-from data.files import claimed, dump, dump_line, sha256_file, write_atomic
-from eval import asking, benchmarks, phantom, predict, run_page, statistics, table, training_set
+from data.errors import GOES_ON, UserError, run_cli
+from data.files import claimed, dump, sha256_file, write_atomic
+from eval import (
+    asking,
+    benchmarks,
+    phantom,
+    predict,
+    run_options,
+    run_page,
+    run_scores,
+    statistics,
+    table,
+    training_set,
+)
 from eval.items import Benchmark
 from scripts import machine
-from scripts.side_by_side import parse_shard
 
 SCHEMA = 2
 PACKAGES = (*phantom.PACKAGES, "scipy", "statsmodels", "vllm", "pycocoevalcap", "sacrebleu", "rouge-score")
-
-
-def split_settings(pairs: Sequence[str], names: Sequence[str], flag: str) -> dict[str, dict[str, str]]:
-    """--set KEY=VALUE (for every benchmark) and NAME:KEY=VALUE (for one) -> {benchmark: {key: value}}."""
-    found: dict[str, dict[str, str]] = {name: {} for name in names}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        scope, colon, inner = key.partition(":")
-        if not equals or not key or (colon and not inner):
-            raise UserError(f"{flag} {pair}: write KEY=VALUE, or BENCHMARK:KEY=VALUE for one of several benchmarks")
-        if colon and scope not in found:
-            raise UserError(f"{flag} {pair}: {scope} is not among the benchmarks of this run ({', '.join(names)})")
-        for name in [scope] if colon else names:
-            if (inner if colon else key) in found[name]:
-                raise UserError(f"{flag} {pair}: {inner if colon else key} is given twice; keep one")
-            found[name][inner if colon else key] = value
-    return found
-
-
-def data_roots(values: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
-    """--data-root DIR (for every benchmark without its own) and NAME=DIR (for one) -> {benchmark: folder}."""
-    roots: dict[str, Path] = {}
-    common = None
-    for value in values:
-        name, equals, folder = value.partition("=")
-        if equals and name in names:
-            roots[name] = Path(folder)
-        elif common is not None:
-            raise UserError(f"--data-root {value}: two folders for all benchmarks; write BENCHMARK=DIR for each")
-        else:
-            common = Path(value)
-    for name in names:
-        if name not in roots and common is None:
-            raise UserError(f"{name}: no --data-root; name the folder with its tables and films")
-        roots.setdefault(name, common)
-    return roots
 
 
 def check_items(benchmark: Benchmark) -> None:
@@ -145,64 +119,6 @@ def clear(folder: Path, args: argparse.Namespace) -> None:
         asking.clear(folder, asking.NO_IMAGE)
 
 
-def answers_to(kept: Benchmark, asked: Benchmark, answers: Sequence[dict] | None) -> list[dict] | None:
-    """Those of the answers that are to items of `kept`, in its order."""
-    if answers is None:
-        return None
-    by_id = {item.id: answer for item, answer in zip(asked.items, answers, strict=True)}
-    return [by_id[item.id] for item in kept.items]
-
-
-def score_benchmark(
-    benchmark: Benchmark, asked: Mapping, folder: Path, decoding: dict, *, name: str, seed: int, resamples: int
-) -> dict:
-    """Score one benchmark and write its per_item.jsonl; returns its entry of results.json."""
-    module = benchmarks.module_of(benchmark.name)
-    draw = {"seed": seed, "resamples": resamples}
-    scored = module.score(benchmark, asked["answers"], **draw)
-    rows = [row if row.get("baseline") else row | {"name": named(row, name)} for row in scored["rows"]]
-    notes = [*benchmark.notes, *answer_notes(asked["answers"], decoding), *scored["notes"]]
-    if asked["no_image"] is not None:
-        blind = module.score(benchmark, asked["no_image"], **draw)
-        extra = [row | {"name": f"{named(row, name)}, no image"} for row in blind["rows"] if not row.get("baseline")]
-        at = max(i for i, row in enumerate(rows) if not row.get("baseline")) + 1
-        rows[at:at] = extra
-        notes += [f"no image: {note}" for note in blind["notes"] if note not in scored["notes"]]
-    elif any(item.images for item in benchmark.items):
-        notes.append("no no-image row: the answers without films were not given or not asked for")
-    else:
-        notes.append("no no-image row: the questions have no films")
-    patients = {item.id: item.patient for item in benchmark.items}
-    lines = [dump_line({"id": one["id"], "patient": patients[one["id"]], **one}) for one in scored["per_item"]]
-    per_item = folder / "per_item.jsonl"
-    write_atomic(per_item, b"".join(lines))
-    return {
-        "kind": benchmark.kind,
-        "protocol": benchmark.protocol,
-        "fingerprint": benchmark.fingerprint,
-        "decoding": decoding,
-        "n": len(benchmark.items),
-        "patients": len(set(patients.values())),
-        "rows": rows,
-        "per_item_file": f"{folder.name}/{per_item.name}",
-        "notes": notes,
-    }
-
-
-def named(row: Mapping, name: str) -> str:
-    """The row's name with the checkpoint's in place of "student"."""
-    return row["name"].replace("student", name, 1)
-
-
-def answer_notes(answers: Sequence[Mapping], decoding: Mapping) -> list[str]:
-    """What must be said of text answers: how many were cut off, how many are empty."""
-    cut = sum(one.get("finish_reason") == "length" for one in answers)
-    empty = sum("text" in one and not one["text"].strip() for one in answers)
-    limit = f" at {decoding['max_new_tokens']} tokens" if "max_new_tokens" in decoding else ""
-    notes = [f"{cut} of {len(answers)} answers were cut off{limit} and are read as far as they go"] if cut else []
-    return notes + ([f"{empty} of {len(answers)} answers are empty"] if empty else [])
-
-
 def read_given(args: argparse.Namespace, benchmark: Benchmark) -> tuple[dict, dict]:
     """(answers as `ask_benchmark` returns them, decoding) of --predictions and --no-image-predictions."""
     path, blind = args.predictions, args.no_image_predictions
@@ -214,87 +130,10 @@ def read_given(args: argparse.Namespace, benchmark: Benchmark) -> tuple[dict, di
     return asked, decoding
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m eval.run", description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("checkpoint", nargs="?", help="a checkpoint-N folder (full or LoRA) or a model folder")
-    add("--benchmark", action="append", required=True, metavar="NAME", help="one of the benchmarks; may be repeated")
-    add(
-        "--data-root",
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="folder of the data, for all benchmarks; BENCHMARK=DIR for one of several",
-    )
-    add("--out", type=Path, default=Path("runs/evaluate"), help="folder to write or go on with (default: %(default)s)")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the benchmark (or BENCHMARK:KEY)")
-    add("--limit", type=int, help="only the first N units of each benchmark, for a trial")
-    add("--predictions", type=Path, metavar="FILE", help="score these answers; no checkpoint and no films are needed")
-    add("--no-image-predictions", type=Path, metavar="FILE", help="with --predictions: the answers without films")
-    add("--list-items", action="store_true", help="print the questions instead of asking them; no model, no films")
-    add("--skip-no-image", action="store_true", help="leave out the no-image row")
-    add(
-        "--missing-films", choices=("error", "drop"), default="error", help="drop: leave their items out and count them"
-    )
-    add("--train", type=Path, metavar="STUDIES", help="training studies (default: those that launch.json names)")
-    add("--train-images", type=Path, metavar="DIR", help="their image root (default: the folder of --train)")
-    add("--exclude-overlap", action="store_true", help="leave out the items that overlap with the training studies")
-    add("--name", default="checkpoint", help="name of the row (default: checkpoint)")
-    add("--seed", type=int, default=0, help="of option orders and of the bootstrap (default: 0)")
-    add("--resamples", type=int, default=1000, help="bootstrap resamples by patient (default: 1000)")
-    add("--shard", default="1/1", metavar="i/n", help="ask every n-th item; the last shard to finish joins and scores")
-    add("--base", help="for an adapter: its base model, if not where args.json says")
-    add("--backend", choices=("transformers", "vllm"), default="transformers")
-    add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
-    add("--max-new-tokens", type=int, default=512, help="answers are cut off here (default: 512)")
-    add("--batch-size", type=int, default=8, help="questions a forward pass (default: 8)")
-    add(
-        "--overwrite",
-        action="store_true",
-        help="remove the answers that are there, of other settings too, and ask again; with --predictions: replace the "
-        "scores of other answers",
-    )
-    add("--check-gpus", type=int, metavar="N", help=argparse.SUPPRESS)  # of evaluate.sh --gpus: asks nothing
-    args = parser.parse_args(argv)
-    refuse_below_one(args, "limit", "resamples", "max_new_tokens", "batch_size", "check_gpus")
-    refuse_negative(args, "seed")
-    args.shard = parse_shard(args.shard)
-    args.benchmark = list(dict.fromkeys(args.benchmark))
-    for name in args.benchmark:
-        benchmarks.module_of(name)
-    if [args.checkpoint is None, args.predictions is None, not args.list_items].count(False) != 1:
-        raise UserError("give either a checkpoint to ask or --predictions FILE to score (or --list-items alone)")
-    if not args.name.strip() or not args.name.isprintable():
-        raise UserError(f"--name {args.name!r}: must be one line and not empty")
-    if args.predictions and len(args.benchmark) > 1:
-        raise UserError("--predictions: holds the answers to one benchmark; give one --benchmark")
-    if args.train_images and not args.train:
-        raise UserError("--train-images: only with --train STUDIES.jsonl; launch.json names its own image root")
-    if args.no_image_predictions and not args.predictions:
-        raise UserError("--no-image-predictions: only with --predictions; a checkpoint is asked without films anyway")
-    if args.predictions and args.shard != (1, 1):
-        raise UserError("--shard: existing predictions are scored as a whole; leave it out")
-    return args
-
-
-def check_gpus(wanted: int, device: str | None) -> None:
-    """Refuse a process a GPU where there are fewer: the others would go on, without a word, on the CPU."""
-    found = len(machine.gpus())
-    if device == "cpu":
-        return
-    if problem := machine.gpu_problem("--gpus", wanted, found):
-        raise UserError(problem)
-    # Else torch sees what the driver does not list, such as MIG devices.
-    if not found and machine.default_device() == "cpu":
-        raise UserError(
-            f"--gpus {wanted}: this machine shows no GPU; leave it out, or add --device cpu (as many processes there)"
-        )
-
-
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+    args = run_options.parse_args(argv)
     if args.check_gpus:
-        check_gpus(args.check_gpus, args.device)
+        run_options.check_gpus(args.check_gpus, args.device)
         return 0
     if args.list_items:
         for name, benchmark in built(args):
@@ -310,8 +149,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def built(args: argparse.Namespace) -> Iterator[tuple[str, Benchmark]]:
     """Each benchmark of the command line, from its tables."""
-    options = split_settings(args.set, args.benchmark, "--set")
-    roots = data_roots(args.data_root, args.benchmark)
+    options = run_options.split_settings(args.set, args.benchmark, "--set")
+    roots = run_options.data_roots(args.data_root, args.benchmark)
     for name in args.benchmark:
         module = benchmarks.module_of(name)
         one = module.load(name, roots[name], seed=args.seed, limit=args.limit, options=options[name])
@@ -342,12 +181,17 @@ def refuse_loss(args: argparse.Namespace) -> None:
             f"{path}: holds {', '.join(others)}, which this run would not; choose another --out or, with a checkpoint, "
             "name every --benchmark (answers that are there are not asked again)"
         )
-    if not args.predictions or args.overwrite:  # what a checkpoint answered is refused by its settings
+    if args.overwrite:
         return
     files = {"sha256": args.predictions, "no_image_sha256": args.no_image_predictions}
     now = {key: sha256_file(file) for key, file in files.items() if file}
-    for before in scored.values():
-        if "sha256" in before and all(before[key] == now.get(key) for key in files if key in before):
+    for name, before in scored.items():
+        if not args.predictions:
+            # Other answers of a checkpoint are refused by their settings; some beside scores of --predictions say that
+            # --overwrite was given before an interruption.
+            if "sha256" not in before or asking.begun(args.out / name):
+                continue
+        elif "sha256" in before and all(before[key] == now.get(key) for key in files if key in before):
             continue
         of = f"{before['predictions']}, sha256 {before['sha256'][:16]}" if "sha256" in before else f"of {checkpoint}"
         raise UserError(
@@ -397,7 +241,7 @@ def run(args: argparse.Namespace, checkpoint: Checkpoint | None, loaded: Loaded)
         if asked is None:
             waiting.append(name)
         else:
-            found[name] = {key: answers_to(kept, benchmark, rows) for key, rows in asked.items()}, decoding
+            found[name] = {key: run_scores.answers_to(kept, benchmark, rows) for key, rows in asked.items()}, decoding
     if waiting:
         i, n = args.shard
         print(f"shard {i}/{n} is finished; the other shards are not yet, of: {', '.join(waiting)}")
@@ -405,7 +249,7 @@ def run(args: argparse.Namespace, checkpoint: Checkpoint | None, loaded: Loaded)
         return 0
     draw = {"name": args.name, "seed": args.seed, "resamples": args.resamples}
     scored = {
-        name: score_benchmark(loaded[name][1], asked, args.out / name, decoding, **draw)
+        name: run_scores.score_benchmark(loaded[name][1], asked, args.out / name, decoding, **draw)
         for name, (asked, decoding) in found.items()
     }
     environment = phantom.environment()

@@ -17,7 +17,7 @@ from data.errors import UserError
 from data.files import sha256_file
 from data.phantom import cohort
 from data.records import read_studies, write_studies
-from eval import asking, benchmarks, phantom, run, yesno
+from eval import asking, benchmarks, phantom, run, run_options, yesno
 from tests.data import mimic_tree
 from tests.eval import ms_cxr_t_tree as tree
 from tests.eval.cases import finding, report, study, tables_of, trajectory
@@ -279,6 +279,24 @@ def test_scores_of_other_answers_are_not_replaced_unasked(films, tmp_path):
         call(films, tmp_path / "asked", "--predictions", one)
 
 
+@pytest.mark.parametrize("stop", [0, 2], ids=["without-a-film", "with-films"])
+def test_a_checkpoint_does_not_replace_the_scores_of_given_answers_unasked(films, tmp_path, stop):
+    given_ = given(tmp_path / "one.jsonl", {f"test-{i}": report() for i in range(6)})
+    out = tmp_path / "out"
+    call(films, out, "--predictions", given_)
+    before = (out / "results.json").read_bytes()
+    with pytest.raises(UserError, match=r"results.json: .* other answers \(one.jsonl, .* with --overwrite"):
+        call(films, out, "ckpt")
+    assert (out / "results.json").read_bytes() == before and not FakeStudent.asked
+    FakeStudent.stop_after = stop
+    with pytest.raises(KeyboardInterrupt):
+        call(films, out, "ckpt", "--overwrite", "--batch-size", "1")
+    assert (out / "results.json").read_bytes() == before
+    FakeStudent.asked, FakeStudent.stop_after = [], None
+    call(films, out, "ckpt", "--batch-size", "1")
+    assert results_of(out)["checkpoint"]["folder"] == "ckpt" and len(FakeStudent.asked) == 7 - stop
+
+
 def test_overlap_with_the_training_studies(films, tmp_path):
     seen = [one | {"split": "train"} for one in read_studies(films / "studies.jsonl") if one["id"] == "test-2"]
     train = tmp_path / "train.jsonl"
@@ -436,7 +454,7 @@ def test_a_benchmark_without_a_data_root():
 
 
 def test_each_benchmark_may_have_its_own_data_root():
-    roots = run.data_roots(["x=y", "b=two"], ["a", "b"])
+    roots = run_options.data_roots(["x=y", "b=two"], ["a", "b"])
     assert roots == {"a": Path("x=y"), "b": Path("two")}
 
 
@@ -511,8 +529,8 @@ def test_evaluate_counts_the_gpus(films, tmp_path):
     ],
 )
 def test_gpus_that_are_not_there(tmp_path, monkeypatch, found, default, words, message):
-    monkeypatch.setattr(run.machine, "gpus", lambda: [{}] * found)
-    monkeypatch.setattr(run.machine, "default_device", lambda: default)
+    monkeypatch.setattr(run_options.machine, "gpus", lambda: [{}] * found)
+    monkeypatch.setattr(run_options.machine, "default_device", lambda: default)
     fixed = ["ckpt", "--benchmark", "phantom-presence", "--out", str(tmp_path / "out"), "--check-gpus", "2"]
     with pytest.raises(UserError, match=f"^{message}") if message else contextlib.nullcontext():
         assert run.main([*fixed, *words]) == 0
