@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from apo import bench, bench_cases, bench_report, bench_worker
+from apo import bench, bench_cases, bench_counts, bench_ratios, bench_report
 from apo.bench_cases import CASES, Settings
 from data.errors import UserError
 
@@ -108,9 +108,9 @@ def test_result_is_json_and_its_tables_name_every_case(result, tmp_path, monkeyp
 
 def test_token_limit_is_the_formula_for_equal_responses():
     p, r, n = 600, 200, 7
-    assert bench.token_limits([[p] + [r] * (n + 1)]) == pytest.approx((n + 1) * (p + r) / (p + (n + 1) * r))
-    assert bench.token_limits([[100, 10, 30]]) == 240 / 140
-    assert bench.token_limits([[100, 10, 30]], longest=True) == 260 / 140
+    assert bench_ratios.token_limits([[p] + [r] * (n + 1)]) == pytest.approx((n + 1) * (p + r) / (p + (n + 1) * r))
+    assert bench_ratios.token_limits([[100, 10, 30]]) == 240 / 140
+    assert bench_ratios.token_limits([[100, 10, 30]], longest=True) == 260 / 140
 
 
 class FakeWorker:
@@ -131,31 +131,33 @@ def test_cases_take_turns_and_each_round_begins_with_another():
 
 def test_gradients_of_other_parameters_are_not_compared():
     ours = {"grad/a": np.ones(2), "logps/x": np.ones(1)}
-    assert bench.gradient_difference(ours, {"grad/a": np.array([1.0, 1.1])}) == pytest.approx(0.1 / math.hypot(1, 1.1))
+    assert bench_ratios.gradient_difference(ours, {"grad/a": np.array([1.0, 1.1])}) == pytest.approx(
+        0.1 / math.hypot(1, 1.1)
+    )
     with pytest.raises(RuntimeError, match="same parameters"):
-        bench.gradient_difference(ours, {"grad/b": np.ones(2)})
+        bench_ratios.gradient_difference(ours, {"grad/b": np.ones(2)})
     with pytest.raises(RuntimeError, match="same parameters"):
-        bench.gradient_difference({}, {})
+        bench_ratios.gradient_difference({}, {})
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention_is_counted_where_pytorch_does_not(causal):
     q, k, v = (torch.randn(2, 3, 5, 8, requires_grad=True) for _ in range(3))
-    with FlopCounterMode(display=False, custom_mapping=bench_worker.ATTENTION_FLOPS) as counter:
+    with FlopCounterMode(display=False, custom_mapping=bench_counts.ATTENTION_FLOPS) as counter:
         torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal).sum().backward()
     pairs = 15 if causal else 25
     assert counter.get_total_flops() == 3 * (2 * 3 * 8 * 4 * pairs)
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("op", bench_worker.ATTENTION_FLOPS, ids=str)
+@pytest.mark.parametrize("op", bench_counts.ATTENTION_FLOPS, ids=str)
 def test_attention_kernels_are_counted_by_the_arguments_of_their_schema(op, causal):
     """Those of a GPU cannot be called here; a formula that reads the wrong position counts something else."""
     known = {"query": (2, 28, 5, 8), "key": (2, 4, 5, 8), "value": (2, 4, 5, 8), "is_causal": causal}
     arguments = [known.get(a.name) for a in op.default._schema.arguments if not a.kwarg_only]
     passes = 2 if "backward" in str(op) else 1
     pairs = 15 if causal else 25
-    assert bench_worker.ATTENTION_FLOPS[op](*arguments, out_shape=None, scale=None) == passes * 4 * 2 * 28 * 8 * pairs
+    assert bench_counts.ATTENTION_FLOPS[op](*arguments, out_shape=None, scale=None) == passes * 4 * 2 * 28 * 8 * pairs
 
 
 def test_response_lengths_are_unequal_and_keep_their_mean():
@@ -252,7 +254,9 @@ def measured(monkeypatch):
 
     def measure(settings, names):
         asked.append(settings)
-        limit = bench.token_limits([[settings.prompt_tokens] + [settings.response_tokens] * (settings.negatives + 1)])
+        limit = bench_ratios.token_limits(
+            [[settings.prompt_tokens] + [settings.response_tokens] * (settings.negatives + 1)]
+        )
         limits = {"plain_rows": limit, "stock_pairs": 2 * limit}
         ratios = {name: 0.9 * value for name, value in limits.items()}
         return {"settings": bench.asdict(settings), "ratios": ratios, "limits": limits}
