@@ -17,7 +17,8 @@ from pathlib import Path
 
 from data import manifest
 from data.collect.asking import Run, Task, ask_live
-from data.collect.batch import ask_batch, held_by_batches, keys_in, open_batches, read_batches, refuse_elsewhere
+from data.collect.batch import ask_batch, read_batches
+from data.collect.batch_log import held_by_batches, keys_in, open_batches, refuse_elsewhere
 from data.collect.classify import same_model
 from data.collect.endpoint import make_client
 from data.collect.money import Ledger, price, worst_usage
