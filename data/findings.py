@@ -9,11 +9,11 @@
 
 Compiled regular expressions over normalised sentences, offline and deterministic: labels and term scope after the
 CheXpert labeler (findings_lexicon.py), negation and hedging (findings_states.py), sides (findings_sides.py), plus what
-Markdown-writing models need, which is here: a heading's label is inherited by the bullets under it. A kept library was
-tried: negspacy 1.1 on spaCy 3.8 (blank pipeline, entity ruler with the five findings' names) does negation only,
-without hedging, sides or headings, and reads the five with F1 .62 on sentences.tsv and .75 on sentences_unseen.tsv,
-against 1.00 and .98 here at the same speed (400-500 texts of 800 characters a second on one core, sentences seen before
-several times faster); medspacy would take numpy below what the training stack needs.
+Markdown-writing models need (lines in findings_lines.py, blocks here): a heading's label is inherited by the bullets
+under it. A kept library was tried: negspacy 1.1 on spaCy 3.8 (blank pipeline, entity ruler with the five findings'
+names) does negation only, without hedging, sides or headings, and reads the five with F1 .62 on sentences.tsv and .75
+on sentences_unseen.tsv, against 1.00 and .98 here at the same speed (400-500 texts of 800 characters a second on one
+core, sentences seen before several times faster); medspacy would take numpy below what the training stack needs.
 
 Conventions that a reader of the numbers must know:
 - "likely", "may", "possible", "cannot be excluded", "versus" -> uncertain; "suggesting", "consistent with" -> present;
@@ -31,22 +31,12 @@ from typing import NamedTuple
 
 from data import findings_lexicon as lex
 from data.findings_lexicon import LABELS, SIDELESS, WEAK
+from data.findings_lines import Line, heading_labels, lines_of
 from data.findings_sentence import inherited, read_sentence
 from data.findings_sides import NOT_A_SIDE, blank, side_in
-from data.findings_states import find_mentions, states_of
 from data.findings_text import normalise, split_sentences
 
 _REFUSAL = re.compile(lex.REFUSAL)
-_SECTION_BREAK = re.compile(lex.SECTION_BREAK)
-_FILLER = re.compile(lex.HEADING_FILLER)
-_IGNORED = re.compile(rf"^(?:{lex.IGNORED_SECTIONS})\s*:")
-_DENYING = re.compile(lex.DENYING)
-_VERDICT = re.compile(lex.VERDICT)
-_SOFT_WRAP = re.compile(r"(?<![.:;!?\n…|])\n(?=[ \t]*[a-z(])")
-_MARKER = re.compile(r"^(\s*)((?:[-*+•‣◦·▪–—>]|\d{1,2}[.)]|\(?[a-z][.)]|#{1,6}|[✔✓✅☑❌✗✘❎️]+)\s+)+")
-_BOLD_LINE = re.compile(r"^\s*(?:[-*+•]\s+)?(?:#{1,6}\s.*|\*\*[^*]+\*\*:?|__[^_]+__:?)\s*$")
-_NUMBERED = re.compile(r"^\W*\d{1,2}[.)]\s")
-_TITLE = re.compile(r"([^:.;]{1,80}?)\s*:(?!\d)\s*")
 
 
 class Claim(NamedTuple):
@@ -57,23 +47,6 @@ class Claim(NamedTuple):
     side: str | None  # left | right | bilateral | None
     start: int
     end: int
-
-
-def _heading_labels(title: str) -> tuple[str, ...]:
-    """The labels that a heading names, () if it is a sentence, denies or doubts ("1. No edema"), or names none."""
-    names, rest, at = [], [], 0
-    mentions = find_mentions(title)
-    for m in mentions:
-        if not m.is_name:
-            return ()
-        names += m.labels
-        rest.append(title[at : m.start])
-        at = m.end
-    if not names or "No Finding" in names or _FILLER.sub("", " ".join([*rest, title[at:]])).strip():
-        return ()
-    if set(states_of(re.sub(r"\bor\b", "/ ", title), mentions)) != {"present"}:
-        return ()
-    return tuple(dict.fromkeys(names))
 
 
 class _Block(NamedTuple):
@@ -107,126 +80,92 @@ def _close(block: _Block | None, claims: list[Claim], said: bool) -> None:
                 claims[i] = claims[i]._replace(side=side)
 
 
+def _ends(block: _Block, line: Line, after_a_gap: bool) -> bool:
+    """Whether a line is not under the heading any more. after_a_gap: a blank line before it, and something was said."""
+    inside = block.indent < 0 or line.indent > block.indent
+    return (
+        bool(line.labels)
+        or 0 <= line.numbered <= block.numbered
+        or (line.generic and not (line.bullet and block.indent < 0))
+        or not inside
+        or (after_a_gap and not line.bullet)
+    )
+
+
+def _opened(line: Line, first: int) -> _Block:
+    """The block of a line that names labels."""
+    one_line = line.rest or (line.bullet and line.numbered < 0)
+    side = side_in(blank(NOT_A_SIDE, line.title))
+    return _Block(line.labels, side, line.indent if one_line else -1, line.numbered, first, line.start, line.end)
+
+
+def _read_body(line: Line, block: _Block | None, claims: list[Claim]) -> bool:
+    """Add what the line's sentences claim, in a block also what they inherit; whether there is any sentence."""
+    spoke = False
+    for a, b in split_sentences(line.body):
+        spoke = True
+        sentence = re.sub(r"\s+", " ", line.body[a:b])
+        own = read_sentence(sentence)
+        if own is None:
+            continue
+        found = list(own)
+        if line.crossed and found:
+            found = [(label, "absent", None) for label, _, _ in found]
+        if block is not None and not any(label not in WEAK or label in block.labels for label, _, _ in own):
+            denied = {c.label for c in claims[block.first :] if c.state == "absent"}
+            found += [c for c in inherited(sentence, block.labels) if c[1] == "absent" or c[0] not in denied]
+        elif line.labels and a == 0 and not any(label in line.labels for label, _, _ in own):
+            # "Pneumothorax: none; edema: mild": the title belongs to the sentence.
+            found = list(read_sentence(re.sub(r"\s+", " ", line.content[: line.body_at + b])) or found)
+        start = line.start + (line.body_at + a if not line.labels or a else 0)
+        claims += [Claim(label, state, side, start, line.start + line.body_at + b) for label, state, side in found]
+    return spoke
+
+
 def read_findings(text: str) -> list[Claim]:
     """All claims of a text, in reading order.
 
     Returns: list of Claim; start and end are character offsets into `text` (of the sentence or bullet that makes the
     claim). Empty for empty, refusing or purely general text. Never raises for a str.
     """
-    norm = normalise(text)
-    raw = list(text)
-    for m in _SOFT_WRAP.finditer(text):
-        raw[m.start()] = " "
-    for m in _SECTION_BREAK.finditer(text):
-        if m.start() and text[m.start() - 1] in " \t":
-            raw[m.start() - 1] = "\n"
-    raw_text = "".join(raw)
     claims: list[Claim] = []
     block: _Block | None = None
     said = False  # whether anything stands under the block's heading
     ignoring = blank_before = denying = False
-    offset = 0
-    lines = raw_text.split("\n")
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
-        base, offset = offset, offset + len(line) + 1
-        if not line.strip():
+    for line in lines_of(text):
+        if line is None:
             blank_before = True
             continue
-        marker = _MARKER.match(line.replace("**", "  ").replace("__", "  "))
-        at = marker.end() if marker else len(line) - len(line.lstrip())
-        indent = len(line) - len(line.lstrip())
-        bullet = marker is not None and "#" not in marker.group()  # "### Edema" is a heading of what follows
-        numbered = indent if _NUMBERED.match(line) else -1
-        content = norm[base + at : base + len(line)]
-        crossed = bool(marker) and any(c in "❌✗✘❎" for c in marker.group())
-        bold = bool(_BOLD_LINE.match(line))
-        title_m = _TITLE.match(content)
-        if bold and title_m and not _heading_labels(title_m.group(1)) and _heading_labels(content.strip(" :")):
-            title_m = None  # "### Step 1: Edema" names it after the colon
-        title = title_m.group(1).strip() if title_m else content.strip().rstrip(":")
-        rest_at = title_m.end() if title_m else len(content)
-        rest = content[rest_at:].strip(" .") if title_m else ""
-        denies = bool(_DENYING.fullmatch(title)) and (title_m is not None or bold)
-        if denying and (bold or (title_m and not rest) or (blank_before and not bullet)):
+        if denying and (line.bold or (line.titled and not line.rest) or (blank_before and not line.bullet)):
             denying = False
-        if denying or denies:  # "Absent: edema, pneumonia", or the names as a list below
-            names = _heading_labels((rest if denies else content).strip(" .,;"))
+        if denying or line.denies:  # "Absent: edema, pneumonia", or the names as a list below
+            names = heading_labels((line.rest if line.denies else line.content).strip(" .,;"))
             if names:
-                start, end = base + at, base + at + len(content.rstrip())
-                claims += [Claim(label, "absent", None, start, end) for label in names]
+                claims += [Claim(label, "absent", None, line.start, line.end) for label in names]
                 continue
-            denying = denying or not rest
-        labels: tuple[str, ...] = ()
-        if (
-            title_m
-            or bold
-            or _VERDICT.fullmatch(following.lower())
-            or (numbered >= 0 and len(title.split()) <= 8 and not content.rstrip().endswith("."))
-        ):
-            labels = _heading_labels(title)
-        if _IGNORED.match(content):
+            denying = denying or not line.rest
+        if line.ignored:
             _close(block, claims, said)
-            block, ignoring = None, not bullet or not rest
+            block, ignoring = None, not line.bullet or not line.rest
             blank_before = False
             continue
-        generic = not labels and (
-            (title_m and not rest)
-            or (title_m and not bullet and line[at:].strip()[:3].isupper())
-            or (bold and not labels)
-        )
-        if labels or generic:
+        if line.labels or line.generic:
             ignoring = False
         if ignoring:
             continue
-        inside = block is not None and (indent > block.indent if block.indent >= 0 else True)
-        if block is not None and (
-            labels
-            or 0 <= numbered <= block.numbered
-            or (generic and not (bullet and inside and block.indent < 0))
-            or not inside
-            or (blank_before and said and not bullet)
-        ):
+        if block is not None and _ends(block, line, blank_before and said):
             _close(block, claims, said)
             block = None
         blank_before = False
-        if labels:
-            start, end = base + at, base + at + len(content.rstrip())
-            block = _Block(
-                labels,
-                side_in(blank(NOT_A_SIDE, title)),
-                indent if rest or (bullet and numbered < 0) else -1,
-                numbered,
-                len(claims),
-                start,
-                end,
-            )
-            if crossed and not rest:
-                claims += [Claim(label, "absent", None, start, end) for label in labels]
+        if line.labels:
+            if line.crossed and not line.rest:
+                claims += [Claim(label, "absent", None, line.start, line.end) for label in line.labels]
                 block, said = None, False
                 continue
-            said = bool(rest)
-            if not rest:
+            block, said = _opened(line, len(claims)), bool(line.rest)
+            if not said:
                 continue
-        body_at = rest_at if labels else 0
-        body = content[body_at:]
-        for a, b in split_sentences(body):
-            sentence = re.sub(r"\s+", " ", body[a:b])
-            span = (base + at + (body_at + a if not labels or a else 0), base + at + body_at + b)
-            own = read_sentence(sentence)
-            if block is not None:
-                said = True
-            if own is None:
-                continue
-            found = list(own)
-            if crossed and found:
-                found = [(label, "absent", None) for label, _, _ in found]
-            if block is not None and not any(label not in WEAK or label in block.labels for label, _, _ in own):
-                denied = {c.label for c in claims[block.first :] if c.state == "absent"}
-                found += [c for c in inherited(sentence, block.labels) if c[1] == "absent" or c[0] not in denied]
-            elif labels and a == 0 and not any(label in labels for label, _, _ in own):
-                # "Pneumothorax: none; edema: mild": the title belongs to the sentence.
-                found = list(read_sentence(re.sub(r"\s+", " ", content[: body_at + b])) or found)
-            claims += [Claim(label, state, side, *span) for label, state, side in found]
+        said = _read_body(line, block, claims) or said
     _close(block, claims, said)
     return claims
 
