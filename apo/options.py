@@ -90,8 +90,12 @@ def check_model_kwargs(model_kwargs: Mapping[str, object]) -> Options:
     Keys without the prefix belong to ms-swift (`max_pixels`, ...) and pass.
 
     Raises:
-        ValueError: an unknown option (with the nearest known name) or a value outside its set.
+        ValueError: an unknown option (with the nearest known name), a value outside its set, or null, which ms-swift
+            would pass on as the word "None".
     """
+    for key, value in model_kwargs.items():
+        if value is None and key.upper().startswith(PREFIX):
+            raise ValueError(f"{key} null: leave the option out")
     return resolve({key.upper(): str(value) for key, value in model_kwargs.items() if key.upper().startswith(PREFIX)})
 
 

@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import UserError
-
-# Of ms-swift's --model_kwargs in args.json, those that change how a film is resized: it must be as it was in training.
-FILM_KEYS = ("max_pixels", "min_pixels", "image_max_token_num", "image_min_token_num")
+from data.images import film_settings
 
 
 class Student:
@@ -34,9 +32,8 @@ class Student:
         args = json.loads(args_file.read_text(encoding="utf-8")) if args_file.is_file() else {}
         given = args.get("model_kwargs") or {}
         given = json.loads(given) if isinstance(given, str) else given
-        for key in FILM_KEYS:
-            if given.get(key) is not None:  # ms-swift and qwen-vl-utils read them from the environment, at import
-                os.environ.setdefault(key.upper(), str(given[key]))
+        for key, value in film_settings(given).items():  # as in training; read from the environment, at import
+            os.environ.setdefault(key.upper(), str(value))
         if args.get("use_hf"):  # nor the hub that an adapter's student is named by
             os.environ.setdefault("USE_HF", "1")
         import torch

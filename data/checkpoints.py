@@ -138,6 +138,28 @@ def set_aside_incomplete(folder) -> list[Path]:
     return moved
 
 
+def set_aside_later(checkpoint) -> list[Path]:
+    """Rename each later sibling of a `checkpoint-N` to `abandoned-checkpoint-M`, or -M.2 where that is taken; the new
+    paths.
+
+    For a run that goes on from N: what is later belongs to the course that was given up, and would be taken for this
+    one's by `latest`. Only for a folder that no run is writing.
+    """
+    checkpoint, moved = Path(checkpoint), []
+    named = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    for step in sorted(_steps(checkpoint.parent)) if named else []:
+        if step <= int(named[1]):
+            continue
+        path = checkpoint.parent / f"checkpoint-{step}"
+        target, number = path.with_name(f"abandoned-{path.name}"), 1
+        while target.exists():
+            number += 1
+            target = path.with_name(f"abandoned-{path.name}.{number}")
+        path.rename(target)
+        moved.append(target)
+    return moved
+
+
 def describe(path, base=None) -> dict:
     """Check that `path` is a usable vision-language checkpoint and say what it is.
 

@@ -24,6 +24,9 @@ BUFFER = 1 << 20
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+NO_LOCK = "no lock ({}); start no second run here"
+
+
 @contextlib.contextmanager
 def exclusive(path: StrPath, message: str) -> Iterator[None]:
     """Hold the lock file `path`, made if needed, while the block runs; UserError(message) if another process does."""
@@ -37,7 +40,7 @@ def exclusive(path: StrPath, message: str) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(message) from None
         except OSError as error:  # a file system without locks
-            print(f"note: {path}: no lock ({error.strerror}); start no second run here", file=sys.stderr)
+            print(f"note: {path}: {NO_LOCK.format(error.strerror)}", file=sys.stderr)
         yield
 
 

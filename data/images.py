@@ -8,13 +8,30 @@ import functools
 import os
 import stat
 import warnings
+from collections.abc import Mapping
 
 from PIL import Image, UnidentifiedImageError
 
 from data.files import StrPath
 
 ORIENTATION = 0x0112  # EXIF tag; 1 = as stored
+# Of ms-swift's `model_kwargs` (or of the environment, in capitals), those that change a film's size.
+FILM_KEYS = ("max_pixels", "min_pixels", "image_max_token_num", "image_min_token_num")
 LONGEST_ASPECT = 200  # Qwen's image processors refuse a longer one
+
+
+def film_settings(model_kwargs: Mapping[str, object]) -> dict[str, int]:
+    """The film sizes among ms-swift's `model_kwargs`, by their names in FILM_KEYS; ms-swift takes any letter case.
+
+    Raises ValueError for one that is no positive whole number.
+    """
+    found = {}
+    for key, value in model_kwargs.items():
+        if key.lower() in FILM_KEYS and value is not None:
+            if not str(value).isdecimal() or not int(str(value)):
+                raise ValueError(f"{key} {value}: must be a whole number above 0")
+            found[key.lower()] = int(str(value))
+    return found
 
 
 def file_problem(path: str, root: StrPath) -> str | None:

@@ -285,7 +285,12 @@ def run(
     if args.processes > 1:
         words = [*argv, "--answered", str(args.out)]
         side_by_side.run("eval.predict", words, args.out, args.shard, args.processes, args.device)
-        gathered(args.out, meta, mine)
+        done = gathered(args.out, meta, mine)
+        if left := sum(s["id"] not in done for s in mine):  # an error of Python's own ends a process with status 1, too
+            raise UserError(
+                f"{args.out}: {left} of {len(mine)} answers are missing, a process failed (see above); mend it and "
+                "give the same command again, it goes on where it stopped"
+            )
     else:
         ask(args, info, grid, image_root, meta, device, answered)
     cut = sum(row["finish_reason"] == "length" for _, row in read_jsonl(args.out))

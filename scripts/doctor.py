@@ -39,6 +39,7 @@ from scripts.training_data import (
     refuse_missing,
     refuse_other_negatives,
     row_options,
+    split_sample,
 )
 
 USAGE = "write: python -m scripts.doctor [CONFIG.yaml ...] [--stage sft|apo] [--json] [--flag value ...]"
@@ -138,9 +139,10 @@ def _samples(report: Report, plan: Plan) -> list[sampling.Sample]:
     lengths = length_inputs(plan)
     for name in ("dataset", "val_dataset"):
         for entry in as_list(plan.settings.get(name)):
-            path = Path(entry.partition("#")[0]).expanduser()
+            file, _ = split_sample(entry)
+            path = Path(file).expanduser()
             if not path.exists():
-                attempt(report, refuse_missing, entry.partition("#")[0])
+                attempt(report, refuse_missing, file)
                 continue
             look = functools.partial(sampling.look, path, KIND[plan.stage], options, lengths=lengths, overlong=overlong)
             sample = attempt(report, look)

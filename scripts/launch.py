@@ -24,7 +24,7 @@ from pathlib import Path
 
 from data import checkpoints, manifest
 from data.errors import UserError, run_cli
-from data.files import write_atomic
+from data.files import NO_LOCK, write_atomic
 from scripts import doctor, machine, run_log
 from scripts.arguments import installed_versions
 from scripts.plan import (
@@ -76,11 +76,13 @@ def locked(folder: Path) -> Iterator[int]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip()
             raise UserError(
                 f"output_dir {folder}: process {holder} trains into it; wait for it or choose another --output_dir"
             ) from None
+        except OSError as error:
+            print(f"note: output_dir {folder}: {NO_LOCK.format(error.strerror)}", file=sys.stderr)
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield handle
@@ -115,7 +117,11 @@ def tidy(plan: Plan) -> None:
     for path in checkpoints.set_aside_incomplete(plan.output_dir):
         print(f"note: {path}: the saving of this checkpoint was cut off; renamed, may be removed", flush=True)
     resumed = plan.settings.get("resume_from_checkpoint")
-    step = checkpoints.step_of(Path(str(resumed)).expanduser()) if resumed else 0
+    origin = Path(str(resumed)).expanduser() if resumed else None
+    step = checkpoints.step_of(origin) if origin else 0
+    if origin and origin.resolve().parent == plan.output_dir.resolve():
+        for path in checkpoints.set_aside_later(origin):
+            print(f"note: {path}: later than {origin.name}, from which this run goes on; renamed", flush=True)
     dropped = run_log.keep_until(plan.output_dir / run_log.NAME, step)
     if dropped:
         print(f"note: {plan.output_dir / run_log.NAME}: {dropped} rows after step {step} taken out", flush=True)
@@ -143,7 +149,10 @@ def execute(plan: Plan, lock: int) -> int:
             if process is not None:
                 os.killpg(process.pid, signal.SIGKILL if len(received) > 2 else number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup: the training shall outlive the terminal
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         process = subprocess.Popen(command, env=environment, pass_fds=(lock,), start_new_session=True)
         if received:  # a signal that came before there was a process

@@ -5,7 +5,7 @@ ms-swift encodes films and texts while it trains, so a row over `max_length` wou
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -15,34 +15,65 @@ from tokenizers import Tokenizer
 
 from data.errors import Problems, UserError
 from data.files import StrPath, atomic_open, dump_line, read_jsonl
-from data.images import decode_problem
+from data.images import decode_problem, film_settings
 from data.records import IMAGE_TAG
 
 # Pixels of a film that become one token: 14 x 14 patches, merged 2 x 2.
 SIDE = 28
-FEWEST, MOST = 4, 16384  # tokens of a film in qwen-vl-utils 0.0.14
+FEWEST, MOST = 4, 16384  # tokens of a film in qwen-vl-utils 0.0.14, where nothing else is set
 SYSTEM = "You are a helpful assistant."
 # ms-swift trains on the end of the answer and the line break after it.
 END = 2
 FILM = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
-def film_tokens(width: int, height: int, max_pixels: int | None = None) -> int:
-    """Tokens of a film of this size: ms-swift scales it to `max_pixels`, qwen-vl-utils rounds to multiples of 28."""
+class FilmLimits(NamedTuple):
+    """What a film is scaled to: at most `max_pixels` by ms-swift, from `fewest` to `most` tokens by qwen-vl-utils."""
+
+    max_pixels: int | None = None
+    fewest: int = FEWEST
+    most: int = MOST
+
+
+ANY = FilmLimits()
+
+
+def film_limits(max_pixels: int | None, model_kwargs: Mapping[str, object]) -> FilmLimits:
+    """The limits by the flag `--max_pixels` and by the film sizes in `model_kwargs` (`data.images.FILM_KEYS`).
+
+    Raises UserError where no film could be of such a size.
+    """
+    try:
+        given = film_settings(model_kwargs)
+    except ValueError as error:
+        raise UserError(f"model_kwargs: {error}") from None
+    fewest, most = (
+        given.get(f"image_{end}_token_num", given[f"{end}_pixels"] // SIDE**2 if f"{end}_pixels" in given else default)
+        for end, default in (("min", FEWEST), ("max", MOST))
+    )
+    if fewest > most:
+        raise UserError(f"model_kwargs: a film of at least {fewest} and at most {most} tokens; mend {given}")
+    return FilmLimits(max_pixels, fewest, most)
+
+
+def film_tokens(width: int, height: int, limits: FilmLimits = ANY) -> int:
+    """Tokens of a film of this size: ms-swift scales it to max_pixels, qwen-vl-utils rounds to multiples of 28, which
+    may come out above max_pixels."""
+    max_pixels, fewest, most = limits
     if max_pixels and width * height > max_pixels:
         scaled = math.sqrt(max_pixels / (width / height))
         width, height = int(scaled * (width / height)), int(scaled)
     rows, columns = max(1, round(height / SIDE)), max(1, round(width / SIDE))
-    if rows * columns > MOST:
-        shrink = math.sqrt(height * width / (MOST * SIDE**2))
+    if rows * columns > most:
+        shrink = math.sqrt(height * width / (most * SIDE**2))
         rows, columns = math.floor(height / shrink / SIDE), math.floor(width / shrink / SIDE)
-    elif rows * columns < FEWEST:
-        grow = math.sqrt(FEWEST * SIDE**2 / (height * width))
+    elif rows * columns < fewest:
+        grow = math.sqrt(fewest * SIDE**2 / (height * width))
         rows, columns = math.ceil(height * grow / SIDE), math.ceil(width * grow / SIDE)
     return rows * columns
 
 
-def check_lengths(path: StrPath, tokenizer: Path, max_length: int, max_pixels: int | None = None) -> int:
+def check_lengths(path: StrPath, tokenizer: Path, max_length: int, limits: FilmLimits = ANY) -> int:
     """The longest row of a checked rows file, in tokens: prompt, films and one answer (each negative counts alone).
 
     Args:
@@ -51,7 +82,7 @@ def check_lengths(path: StrPath, tokenizer: Path, max_length: int, max_pixels: i
     Raises UserError that lists the first ten rows over `max_length` as "FILE:LINE: ...".
     """
     problems = Problems(path)
-    longest, over = _measure(path, tokenizer, max_length, max_pixels)
+    longest, over = _measure(path, tokenizer, max_length, limits)
     for line, length in over.items():
         problems.add(f"{path}:{line}: {too_long(length, max_length)}")
     problems.refuse()
@@ -66,15 +97,13 @@ class Kept(NamedTuple):
     dropped: Problems
 
 
-def keep_fitting(
-    path: StrPath, target: StrPath, tokenizer: Path, max_length: int, max_pixels: int | None = None
-) -> Kept:
+def keep_fitting(path: StrPath, target: StrPath, tokenizer: Path, max_length: int, limits: FilmLimits = ANY) -> Kept:
     """Write the rows of `path` that are not over `max_length` to `target`, if there are any others; else write nothing.
 
     Raises UserError when no row fits.
     """
     dropped = Problems(path)
-    longest, over = _measure(path, tokenizer, max_length, max_pixels)
+    longest, over = _measure(path, tokenizer, max_length, limits)
     for line, length in over.items():
         dropped.add(f"line {line}: {length.longest} tokens")
     rows = sum(1 for _ in read_jsonl(path)) - len(over)
@@ -89,10 +118,10 @@ def keep_fitting(
     return Kept(rows, longest, dropped)
 
 
-def _measure(path, tokenizer, max_length, max_pixels) -> tuple[int, dict[int, "Length"]]:
+def _measure(path, tokenizer, max_length, limits) -> tuple[int, dict[int, "Length"]]:
     """Tokens of the longest row that fits, and the lengths of those that do not by line."""
     longest, over = 0, {}
-    for line, length in row_lengths(read_jsonl(path), tokenizer, max_pixels):
+    for line, length in row_lengths(read_jsonl(path), tokenizer, limits):
         if length.longest > max_length:
             over[line] = length
         else:
@@ -119,7 +148,7 @@ def too_long(length: Length, max_length: int) -> str:
 
 
 def row_lengths(
-    rows: Iterable[tuple[int, dict]], tokenizer: Path, max_pixels: int | None = None
+    rows: Iterable[tuple[int, dict]], tokenizer: Path, limits: FilmLimits = ANY
 ) -> Iterator[tuple[int, Length]]:
     """Yield (line, Length) of checked rows given as (line, row); for the arguments see `check_lengths`."""
     try:
@@ -136,7 +165,7 @@ def row_lengths(
         counts = iter(encoded[len(prompts) :])
         for (line, row), prompt, texts in zip(chunk, encoded, answers, strict=False):
             try:
-                films = sum(_film(image, max_pixels, sizes) - 1 for image in _images(row))
+                films = sum(_film(image, limits, sizes) - 1 for image in _images(row))
             except UserError as error:
                 raise UserError(f"row {line}: {error}") from None
             yield line, Length(prompt + films, [next(counts) + END for _ in texts])
@@ -168,12 +197,12 @@ def _images(row: dict) -> list[str]:
     return [image["path"] if isinstance(image, dict) else image for image in images]
 
 
-def _film(image: str, max_pixels: int | None, sizes: dict[str, int]) -> int:
+def _film(image: str, limits: FilmLimits, sizes: dict[str, int]) -> int:
     if image not in sizes:
         path = os.path.join(os.environ.get("ROOT_IMAGE_DIR", ""), image)
         try:
             with Image.open(path) as film:
-                sizes[image] = film_tokens(*film.size, max_pixels)
+                sizes[image] = film_tokens(*film.size, limits)
         except Exception:  # Pillow raises OSError, DecompressionBombError, SyntaxError and more
             problem = decode_problem(path) or "cannot be opened; check it"
             raise UserError(f"image {path} {problem}") from None

@@ -23,6 +23,7 @@ from apo.refusals import (
 )
 from data import checkpoints
 from data.errors import UserError
+from data.images import FILM_KEYS
 from data.records import did_you_mean
 from scripts.ranges import check_values
 from scripts.settings import SCRIPTS, Command, Value, as_bool, as_count, as_list, merge, read_config
@@ -89,6 +90,7 @@ def resolve(stage: str, command: Command) -> Plan:
     _resume_last(plan)
     ranks = _world(plan, command.dry_run)
     _batch(plan, ranks)
+    _film_variables(plan)
     _fixed_flags(plan)
     _attention(plan)
     _precision(plan)
@@ -109,6 +111,18 @@ def _resume_last(plan: Plan) -> None:
     else:
         del plan.settings["resume_from_checkpoint"]
         plan.notes.append("no checkpoint yet: begins at step 0")
+
+
+def _film_variables(plan: Plan) -> None:
+    """Move film sizes of the environment (MAX_PIXELS, ...) into `model_kwargs`: so the checkpoint's args.json has them,
+    and it is asked about films of the size that it was trained on."""
+    given = model_kwargs(plan.settings)
+    named = {key.lower() for key in given}
+    found = {key: os.environ[key.upper()] for key in FILM_KEYS if os.environ.get(key.upper()) and key not in named}
+    if found:
+        plan.settings["model_kwargs"] = json.dumps(given | found)
+        told = ", ".join(f"{key.upper()}={value}" for key, value in found.items())
+        plan.notes.append(f"of the environment: {told}; written into model_kwargs, which the checkpoint keeps")
 
 
 def _world(plan: Plan, dry_run: bool) -> int:
@@ -236,16 +250,21 @@ def _fixed_flags(plan: Plan) -> None:
         plan.notes.append("strict false: ms-swift replaces rows that it cannot encode by random others")
 
 
-def apo_options(settings: dict[str, Value]) -> Options:
-    """The `apo_*` options in `model_kwargs`, checked."""
+def model_kwargs(settings: dict[str, Value]) -> dict:
+    """ms-swift's `model_kwargs`, which it puts into the environment; UserError unless they are a JSON object."""
     try:
         given = json.loads(str(settings.get("model_kwargs", "{}")))
     except ValueError:
         given = None
     if not isinstance(given, dict):
         raise UserError("""model_kwargs: must be a JSON object, such as '{"max_pixels": 401408}'""")
+    return given
+
+
+def apo_options(settings: dict[str, Value]) -> Options:
+    """The `apo_*` options in `model_kwargs`, checked."""
     try:
-        return check_model_kwargs(given)
+        return check_model_kwargs(model_kwargs(settings))
     except ValueError as error:
         raise UserError(f"model_kwargs: {error}") from None
 

@@ -56,9 +56,9 @@ fi
 
 # Two training processes, as the 7B student has two GPUs: on two cores that is faster than one process with two threads.
 # The batch is the same with one. Each takes half of the cores.
-CORES=$(nproc)
+CORES=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # which counts by them, not by the machine
 RANKS=$((CORES > 1 ? 2 : 1))
-export OMP_NUM_THREADS=$((CORES > 1 ? CORES / 2 : 1))
+export NPROC_PER_NODE=$RANKS OMP_NUM_THREADS=$((CORES > 1 ? CORES / 2 : 1))
 
 STAGES=(cohort student learn compare critique)
 [[ -z $SECOND ]] || STAGES+=(compare-again critique-again)
@@ -82,7 +82,7 @@ stage student -- "$PYTHON" -P -m data.phantom.student --out "$OUT/student" --see
 
 # 3. Learn: supervised fine-tuning on all teachers' trajectories pooled, right and wrong alike. The student comes out
 #    about as good as the teachers' average, and drifts as they do.
-stage learn --keep -- env NPROC_PER_NODE=$RANKS bash SFT-Qwen2.5.sh configs/sft_phantom.yaml --model "$OUT/student" \
+stage learn --keep -- bash SFT-Qwen2.5.sh configs/sft_phantom.yaml --model "$OUT/student" \
     --dataset "$OUT/cohort/studies.jsonl" --output_dir "$OUT/learn" --seed "$SEED" --data_seed "$SEED" \
     --resume_from_checkpoint last "${STEPS[@]}"
 LEARN=$(newest learn)
@@ -98,7 +98,7 @@ stage compare --keep -- bash scripts/compare.sh "$LEARN" "$OUT/cohort/studies.js
 #    reference; its log-probs are kept in OUT/reference and computed once, not once an epoch.
 # critique STAGE STUDENT STUDIES REFERENCE
 critique() {
-    stage "$1" --keep --outputs "$1 $4" -- env NPROC_PER_NODE=$RANKS \
+    stage "$1" --keep --outputs "$1 $4" -- \
         bash APO-Qwen2.5.sh configs/apo_phantom.yaml --model "$2" \
         --model_kwargs "{\"apo_cache_dir\": \"$OUT/$4\"}" \
         --dataset "$3" --image_root "$OUT/cohort" --output_dir "$OUT/$1" \

@@ -15,7 +15,7 @@ from data import row_checks, rows
 from data.errors import UserError
 from data.files import parse_line
 from data.records import check_study, image_problems, root_of
-from scripts.lengths import Length, answers_of, row_lengths, too_long
+from scripts.lengths import FilmLimits, Length, answers_of, row_lengths, too_long
 
 ENDS, MIDDLE = 20, 60  # records looked at: first and last, and chosen at random from those between
 DECODED = 24  # of which the images are decoded
@@ -97,7 +97,7 @@ def look(
     kind: str,
     options: dict[str, Any],
     *,
-    lengths: tuple[Path, int, int | None] | None = None,
+    lengths: tuple[Path, int, FilmLimits] | None = None,
     overlong: str = "error",
 ) -> Sample:
     """Look at a dataset file of a training stage.
@@ -105,7 +105,7 @@ def look(
     Args:
         kind: "sft" or "apo".
         options: as `scripts.training_data.row_options` gives them.
-        lengths: (tokenizer.json, max_length, max_pixels), or None where tokens cannot be counted.
+        lengths: (tokenizer.json, max_length, limits of films), or None where tokens cannot be counted.
         overlong: "error", or "drop" where rows over max_length are no problem and counted as set aside.
 
     Raises UserError for a file that is neither study records nor rows; what is wrong in it goes into `problems`.
@@ -182,9 +182,9 @@ def _columns(sample: Sample, record: dict) -> None:
 
 
 def _measure(
-    sample: Sample, made: list[tuple[int, dict]], tokenizer: Path, max_length: int, pixels: int | None, overlong: str
+    sample: Sample, made: list[tuple[int, dict]], tokenizer: Path, max_length: int, limits: FilmLimits, overlong: str
 ) -> None:
-    for number, length in row_lengths(made, tokenizer, pixels):
+    for number, length in row_lengths(made, tokenizer, limits):
         if length.longest > max_length and overlong == "drop":
             sample.set_aside += 1
             continue

@@ -8,8 +8,8 @@ from data import rows
 from data.errors import UserError
 from data.files import read_jsonl
 from data.records import did_you_mean
-from scripts.lengths import Kept, check_lengths, keep_fitting
-from scripts.plan import Plan, like_a_hub_name
+from scripts.lengths import FilmLimits, Kept, check_lengths, film_limits, keep_fitting
+from scripts.plan import Plan, like_a_hub_name, model_kwargs
 from scripts.settings import PROJECT_KEYS, as_bool, as_count, as_list
 
 KIND = {"learn": "sft", "critique": "apo"}
@@ -30,6 +30,15 @@ STOCK_LOSSES = (
     "apo_down",
     "sft",
 )
+
+
+def split_sample(entry: str) -> tuple[str, str]:
+    """(name or path, "" or "#N") of a dataset as ms-swift takes it: whole if there is such a path, else cut at its last
+    "#"."""
+    if Path(entry).expanduser().exists():
+        return entry, ""
+    name, sharp, sample = entry.rpartition("#")
+    return (name, sharp + sample) if sharp else (entry, "")
 
 
 def add_data(plan: Plan, dry_run: bool) -> None:
@@ -54,11 +63,14 @@ def add_data(plan: Plan, dry_run: bool) -> None:
     for number, entry in enumerate(as_list(settings["dataset"]), 1):
         train.append(_one_dataset(plan, entry, kind, "train", number, options, dry_run))
         if not val_given and (has_split := _has_validation(entry, dry_run)):
-            validate.append(_one_dataset(plan, entry.partition("#")[0], kind, "validate", number, options, dry_run))
+            validate.append(
+                _one_dataset(plan, split_sample(entry)[0], kind, "validate", number, options, dry_run, optional=True)
+            )
             if has_split == "unknown":
                 plan.notes.append(f"{entry}: not there; taken for study records with a split validate")
     for number, entry in enumerate(val_given, 1):
         validate.append(_one_dataset(plan, entry, kind, "validate", number, options, dry_run))
+    validate = [one for one in validate if one is not None]
     if not dry_run:
         train = _check_lengths(plan, "train", train, overlong)
         validate = _check_lengths(plan, "validate", validate, overlong)
@@ -173,7 +185,7 @@ def _check_lengths(plan: Plan, split: str, entries: list[str], overlong: str) ->
         return entries
     used = []
     for number, entry in enumerate(entries, 1):
-        name, sharp, sample = entry.partition("#")
+        name, sample = split_sample(entry)
         path = Path(name)
         if path.is_file() and overlong == "error":
             longest = check_lengths(path, *inputs)
@@ -185,7 +197,7 @@ def _check_lengths(plan: Plan, split: str, entries: list[str], overlong: str) ->
             kept = keep_fitting(path, target, *inputs)
             print(f"{path}: {_describe_kept(kept, inputs[1])}", flush=True)
             if kept.dropped.count:
-                entry = f"{target}{sharp}{sample}"
+                entry = f"{target}{sample}"
         used.append(entry)
     return used
 
@@ -199,28 +211,31 @@ def _describe_kept(kept: Kept, max_length: int) -> str:
     return "\n  ".join([f"{words}; {dropped}", *kept.dropped.first])
 
 
-def length_inputs(plan: Plan) -> tuple[Path, int, int | None] | None:
-    """(tokenizer.json, max_length, max_pixels) to count tokens with; None where ms-swift's lengths are not known."""
+def length_inputs(plan: Plan) -> tuple[Path, int, FilmLimits] | None:
+    """(tokenizer.json, max_length, limits of films) to count tokens with; None where ms-swift's are not known."""
     tokenizer = Path(str(plan.settings["model"])) / "tokenizer.json"
     if plan.settings.get("template") != "qwen2_5_vl" or not tokenizer.is_file() or "max_length" not in plan.settings:
         return None
     pixels = as_count(plan.settings, "max_pixels", 1) if "max_pixels" in plan.settings else None
-    return tokenizer, as_count(plan.settings, "max_length", 1), pixels
+    return tokenizer, as_count(plan.settings, "max_length", 1), film_limits(pixels, model_kwargs(plan.settings))
 
 
-def _one_dataset(plan: Plan, entry: str, kind, split: str, number: int, options: dict, dry_run: bool) -> str:
-    name, sharp, sample = entry.partition("#")
+def _one_dataset(
+    plan: Plan, entry: str, kind, split: str, number: int, options: dict, dry_run: bool, *, optional: bool = False
+) -> str | None:
+    """The dataset that ms-swift gets for an entry; None for an `optional` one without a row."""
+    name, sample = split_sample(entry)
     path = Path(name).expanduser()
     target = plan.output_dir.absolute() / "rows" / (f"{split}.jsonl" if number == 1 else f"{split}-{number}.jsonl")
     if not path.exists():
         if like_a_hub_name(name):
             return entry
         if dry_run:
-            return f"{target}{sharp}{sample}"
+            return f"{target}{sample}"
         refuse_missing(name)
     refuse_other_negatives(plan, path)
     if dry_run:
-        return f"{target}{sharp}{sample}" if rows.file_kind(path) == "studies" else entry
+        return f"{target}{sample}" if rows.file_kind(path) == "studies" else entry
     if rows.file_kind(path) == "rows":
         counts = rows.check_rows(path, kind, check_images=options["check_images"], image_root=rows_root(options))
         print(f"{path}: {counts['rows']} rows, checked", flush=True)
@@ -228,12 +243,16 @@ def _one_dataset(plan: Plan, entry: str, kind, split: str, number: int, options:
             print(f"  columns that ms-swift leaves unused: {', '.join(counts['unused_columns'])}", flush=True)
         refuse_smoothed_weights(plan, path)
         plan.datasets.append(path)
-        return f"{path.absolute()}{sharp}{sample}"
-    print(rows.describe(rows.write_rows(kind, path, target, split=split, **options)), flush=True)
+        return f"{path.absolute()}{sample}"
+    written = rows.write_rows(kind, path, target, split=split, allow_empty=optional, **options)
+    print(rows.describe(written), flush=True)
+    if not written["rows"]:
+        print(f"{path}: every study of split {split!r} was set aside; no validation", flush=True)
+        return None
     refuse_smoothed_weights(plan, target)
     if path not in plan.datasets:
         plan.datasets.append(path)
-    return f"{target}{sharp}{sample}"
+    return f"{target}{sample}"
 
 
 def refuse_missing(name: str) -> None:
@@ -252,7 +271,7 @@ def rows_root(options: dict[str, Any]) -> str | None:
 
 def _has_validation(entry: str, dry_run: bool) -> bool | str:
     """Whether an entry is a file of study records with studies of the split "validate"; "unknown" in a dry run."""
-    path = Path(entry.partition("#")[0]).expanduser()
+    path = Path(split_sample(entry)[0]).expanduser()
     if not path.exists():
         return "unknown" if dry_run and path.suffix == ".jsonl" else False
     if rows.file_kind(path) != "studies":

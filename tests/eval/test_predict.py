@@ -1,3 +1,4 @@
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -206,6 +207,24 @@ def test_interrupted_processes_go_on_with_as_many_as_are_wanted(run, tmp_path, m
     assert run("p.jsonl", "--processes", then) == whole
     assert sorted(Fake.asked) == ["test-2", "train-0", "train-1", "train-2", "train-3"], "what was paid for is kept"
     assert not list(tmp_path.glob("[!.]*.part-*"))
+
+
+def test_answers_that_a_broken_process_left_out_are_no_success(run, tmp_path, monkeypatch):
+    """An uncaught error ends a process with the status 1 that Compare gives where texts failed."""
+    together = side_by_side.run
+
+    def run_all(*words):
+        with contextlib.suppress(KeyboardInterrupt):
+            together(*words)
+        return 1
+
+    monkeypatch.setattr(side_by_side, "run", run_all)
+    monkeypatch.setattr(Fake, "until", "train-1")
+    with pytest.raises(UserError, match=r"p.jsonl: 5 of 7 answers are missing, a process failed .* goes on"):
+        run("p.jsonl", "--processes", "2")
+    monkeypatch.setattr(Fake, "until", None)
+    Fake.asked.clear()
+    assert run("p.jsonl") == run("whole.jsonl"), "what was paid for is kept"
 
 
 def test_parts_of_other_settings_are_refused_or_begun_again(run, tmp_path, monkeypatch):

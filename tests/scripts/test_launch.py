@@ -1,5 +1,6 @@
 """The launchers: every shipped configuration resolves, flags win, bad input is refused before a model is loaded."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -464,8 +465,24 @@ def test_what_would_cut_studies_is_refused_first(capsys, gpus, name, value):
     assert flag(dry(capsys, "sft", PHANTOM["sft"], *rows, f"--{name}", value), name) == value
 
 
+def test_film_sizes_of_the_environment_become_settings(model, studies, tmp_path, ran, monkeypatch):
+    monkeypatch.setenv("MAX_PIXELS", "3136")
+    given = ("--model_kwargs", '{"MIN_PIXELS": 784}')
+    with pytest.raises(UserError, match=r"model_kwargs: a film of at least 9 and at most 4 tokens"):
+        run("sft", model, studies, tmp_path / "o", "--model_kwargs", '{"image_min_token_num": 9}')
+    run("sft", model, studies, tmp_path / "o", *given)
+    assert json.loads(ran[0].settings["model_kwargs"]) == {"MIN_PIXELS": 784, "max_pixels": "3136"}
+    assert any("MAX_PIXELS=3136; written into model_kwargs" in note for note in ran[0].notes)
+    assert training_data.length_inputs(ran[0])[2] == (12544, 1, 4)
+    monkeypatch.setenv("MAX_PIXELS", "many")
+    with pytest.raises(UserError, match="model_kwargs: max_pixels many: must be a whole number"):
+        run("sft", model, studies, tmp_path / "o2")
+
+
 def test_options_of_ours_are_checked_in_both_stages(capsys, gpus):
     for method in ("sft", "apo"):
+        with pytest.raises(UserError, match="model_kwargs: apo_cache_dir null: leave the option out"):
+            dry(capsys, method, *STOCK, "--model_kwargs", '{"apo_cache_dir": null}')
         with pytest.raises(UserError, match="unknown option apo_chunksize .* did you mean apo_chunk_size"):
             launch.main([method, "--model_kwargs", '{"apo_chunksize": 8}', "--dry-run"])
 
@@ -681,6 +698,30 @@ def test_a_study_without_consensus_can_be_dropped(model, studies, tmp_path, ran)
     assert len(lines(ran[0].settings["dataset"][0])) == 2
 
 
+def test_a_validation_set_of_dropped_studies_alone_is_left_out(model, studies, tmp_path, ran, capsys):
+    """As `compare.sh --split train` leaves it."""
+    rows = lines(studies)
+    del rows[3]["consensus"]
+    run("apo", model, write(studies, rows), tmp_path / "o", "--on-missing-consensus", "drop")
+    assert "val_dataset" not in ran[0].settings and len(lines(ran[0].settings["dataset"][0])) == 3
+    assert "every study of split 'validate' was set aside; no validation" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no row for split 'validate'"):
+        words = ("--val_dataset", studies, "--on-missing-consensus", "drop")
+        run("apo", model, studies, tmp_path / "o2", *words)
+
+
+def test_a_number_sign_in_a_folder_name_is_no_sample(model, studies, tmp_path, ran):
+    moved = (tmp_path / "cohort").rename(tmp_path / "cohort#2") / "studies.jsonl"
+    for entry, sample in ((moved, ""), (f"{moved}#2", "#2")):
+        out = tmp_path / f"out{sample}#1"
+        run("apo", model, entry, out, "--overlong", "drop", "--max_length", "1024")
+        assert ran[-1].settings["dataset"] == [f"{out}/rows/train.jsonl{sample}"]
+        assert ran[-1].settings["val_dataset"] == [f"{out}/rows/validate.jsonl"]
+    rows = f"{tmp_path}/out#1/rows/train.jsonl"
+    with pytest.raises(UserError, match=r"rows/train.jsonl:1: \d+ tokens .* are over max_length 8"):
+        run("apo", model, rows, tmp_path / "again", "--max_length", "8", "--image_root", moved.parent)
+
+
 @pytest.mark.parametrize("method", ["apo", "sft"])
 def test_studies_too_long_can_be_dropped(method, model, studies, tmp_path, ran, capsys):
     rows = lines(studies)
@@ -737,6 +778,15 @@ def test_two_runs_on_one_folder(model, studies, tmp_path, ran):
     assert run("sft", model, studies, tmp_path / "o") == 0
 
 
+def test_a_file_system_without_locks_is_told_of_and_trains(model, studies, tmp_path, ran, capsys, monkeypatch):
+    def unknown(handle, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(launch.fcntl, "flock", unknown)
+    assert run("sft", model, studies, tmp_path / "o") == 0
+    assert f"note: output_dir {tmp_path / 'o'}: no lock (Function not implemented)" in capsys.readouterr().err
+
+
 def checkpoint(folder, model=None):
     folder.mkdir(parents=True) if model is None else shutil.copytree(model, folder)
     (folder / "trainer_state.json").write_text("{}")
@@ -753,6 +803,17 @@ def test_earlier_checkpoints_are_not_mixed_in(model, studies, tmp_path, ran):
         run("sft", model, studies, tmp_path / "o", "--resume_from_checkpoint", model)
     with pytest.raises(UserError, match="none: no such folder; .*or last for the newest"):
         run("sft", model, studies, tmp_path / "o", "--resume_from_checkpoint", tmp_path / "none")
+
+
+def test_going_on_from_an_older_checkpoint_sets_the_newer_aside(model, studies, tmp_path, ran, capsys):
+    older, newer = (checkpoint(tmp_path / f"o/checkpoint-{step}", model) for step in (20, 40))
+    elsewhere = checkpoint(tmp_path / "e/checkpoint-10", model)
+    assert run("sft", model, studies, tmp_path / "o", "--resume_from_checkpoint", newer) == 0
+    assert run("sft", model, studies, tmp_path / "n", "--resume_from_checkpoint", elsewhere) == 0
+    assert newer.exists()
+    assert run("sft", model, studies, tmp_path / "o", "--resume_from_checkpoint", older) == 0
+    assert "later than checkpoint-20, from which this run goes on; renamed" in capsys.readouterr().out
+    assert older.exists() and not newer.exists() and (tmp_path / "o/abandoned-checkpoint-40").exists()
 
 
 def test_last_begins_and_goes_on(model, studies, tmp_path, ran, capsys):
@@ -967,6 +1028,24 @@ def test_a_signal_ends_the_whole_tree(number, stub, model, studies, tmp_path):
     assert process.returncode == 128 + number
     assert "error: ms-swift ended with status" in err
     wait_for(lambda: not alive(started["pid"]) and not alive(started["child"]))
+
+
+def test_a_training_under_nohup_outlives_its_terminal(stub, model, studies, tmp_path):
+    """`nohup` lets the launcher ignore the hang-up; what it starts must, too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = stub("wait", *words_for(model, studies, tmp_path / "o"))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_for(lambda: stub.note.exists() and stub.note.read_text().endswith("}"))
+    started = json.loads(stub.note.read_text())
+    for pid in (process.pid, started["pid"], started["child"]):
+        os.kill(pid, signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None and all(alive(started[name]) for name in ("pid", "child"))
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
 
 
 def test_killing_the_launcher_alone_keeps_the_folder_locked(stub, model, studies, tmp_path):

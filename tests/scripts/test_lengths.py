@@ -1,6 +1,7 @@
 """Token lengths counted without torch are those of ms-swift's own encoding."""
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from data.errors import UserError
 from data.phantom.student import SHAPES, build_student
-from scripts.lengths import check_lengths, film_tokens, keep_fitting
+from scripts.lengths import FilmLimits, check_lengths, film_limits, film_tokens, keep_fitting
 
 ANSWERS = ["There is a small left pleural effusion.", "No pneumothorax.\n\n- **Edema:** none", "Clear."]
 
@@ -38,17 +39,30 @@ def save(path, rows):
     return path
 
 
+KWARGS = [{}, {"max_pixels": 401_408}, {"MIN_PIXELS": "200000"}, {"image_max_token_num": 50, "max_pixels": 784_000}]
+
+
+@pytest.mark.parametrize("given", KWARGS, ids=str)
 @pytest.mark.parametrize("max_pixels", [None, 30_000, 1_003_520])
-def test_film_tokens_are_those_of_qwen(max_pixels):
+def test_film_tokens_are_those_of_qwen(max_pixels, given, monkeypatch):
     from qwen_vl_utils.vision_process import smart_resize
+    from swift.model.models.qwen import compat_qwen_vl_utils
     from swift.template.vision_utils import rescale_image
 
+    for name in ("IMAGE_MAX_TOKEN_NUM", "IMAGE_MIN_TOKEN_NUM", "MAX_PIXELS", "MIN_PIXELS"):
+        monkeypatch.setenv(name, "")  # so that what ms-swift adds goes when the test ends
+    for name, value in given.items():
+        monkeypatch.setenv(name.upper(), str(value))
+    compat_qwen_vl_utils(image_patch_size=14)
+    ends = (os.environ[f"IMAGE_{end}_TOKEN_NUM"] or default for end, default in (("MIN", 4), ("MAX", 16384)))
+    fewest, most = (int(end) * 28**2 for end in ends)
+    limits = film_limits(max_pixels, given)
     draw = random.Random(0)
     for _ in range(60):
         width, height = draw.randrange(20, 3000), draw.randrange(20, 3000)
         film = rescale_image(Image.new("L", (width, height)), max_pixels)
-        rows, columns = smart_resize(film.height, film.width, 28)
-        assert film_tokens(width, height, max_pixels) == rows * columns // 28**2, (width, height)
+        rows, columns = smart_resize(film.height, film.width, 28, fewest, most)
+        assert film_tokens(width, height, limits) == rows * columns // 28**2, (width, height)
 
 
 @pytest.mark.parametrize("max_pixels", [None, 40_000])
@@ -63,7 +77,7 @@ def test_lengths_are_those_of_ms_swift(max_pixels, student, rows, tmp_path):
     template.set_mode("train")
     for row in rows:
         path = save(tmp_path / "one.jsonl", [row])
-        longest = check_lengths(path, student / "tokenizer.json", 100_000, max_pixels)
+        longest = check_lengths(path, student / "tokenizer.json", 100_000, FilmLimits(max_pixels))
         assert longest == len(template.encode(row)["input_ids"])
 
 

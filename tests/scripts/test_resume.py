@@ -57,6 +57,18 @@ def test_a_checkpoint_whose_saving_was_cut_off_is_seen_and_set_aside(tmp_path, m
     assert checkpoints.set_aside_incomplete(tmp_path) == []
 
 
+def test_what_is_later_than_the_checkpoint_that_a_run_goes_on_from_is_set_aside(tmp_path):
+    kept = [save(tmp_path, step) for step in (2, 4)]
+    for names in (["abandoned-checkpoint-6", "abandoned-checkpoint-10"], ["abandoned-checkpoint-6.2"]):
+        for name in names:
+            save(tmp_path, int(name.split(".")[0].rpartition("-")[2]))
+        assert checkpoints.set_aside_later(kept[1]) == [tmp_path / name for name in names]
+        assert checkpoints.latest(tmp_path) == kept[1] and all(path.exists() for path in kept)
+    assert checkpoints.set_aside_later(kept[1]) == []
+    copy = kept[0].rename(tmp_path / "best")
+    assert checkpoints.set_aside_later(copy) == [], "of a folder of another name it is not known what is later"
+
+
 def test_nothing_is_whole_where_nothing_was_saved(tmp_path):
     assert checkpoints.latest_whole(tmp_path) is None and checkpoints.latest_whole(tmp_path / "none") is None
 
