@@ -1,20 +1,15 @@
 """What kind of answer a response is: ok, truncated, filtered, refused or empty. And what it cost in tokens.
 
-What vendors return was read from their SDKs and pages: "refusal" (Anthropic), "sensitive" and "network_error" (Zhipu),
-"max_len", "max_context", "time_limit" (xAI), SAFETY and its like (Gemini). A reason that is not known to mean a
-complete answer is never taken for one.
+A reason (data/answers.py) that is not known to mean a complete answer is never taken for one.
 """
 
 import json
 from typing import Any, NamedTuple
 
+from data.answers import ended
 from data.findings import is_refusal
 from data.records import PLACEHOLDER
 
-COMPLETE = {"stop", "end_turn", "eos", "stop_sequence"}
-REFUSED = {"refusal"}
-BROKEN = {"network_error"}
-FILTERED = {"content_filter", "sensitive", "safety", "recitation", "blocklist", "prohibited_content", "spii"}
 # Codes and types of an HTTP 400 that mean the provider's filter, not a mistake in the request.
 FILTER_CODES = {
     "content_filter",
@@ -78,20 +73,19 @@ def classify(body: dict) -> Verdict:
         return Verdict("filtered" if blocked else "empty", "", None, "no choice in the response", echoed)
     message = choice.get("message") if isinstance(choice.get("message"), dict) else {}
     finish = choice.get("finish_reason") if isinstance(choice.get("finish_reason"), str) else None
-    reason = (finish or "").lower()
+    meaning = ended(finish or "")
     text, changed = clean(_text_of(message.get("content")))
     refusal = message.get("refusal")
-    if reason in BROKEN:
-        raise BrokenAnswer(f"finish_reason {reason}")
-    if reason in FILTERED or reason.startswith(("content_filter", "image_")):
+    if meaning == "broken":
+        raise BrokenAnswer(f"finish_reason {finish.lower()}")
+    if meaning == "filtered":
         return Verdict("filtered", text, finish, None, echoed)
-    if reason in REFUSED or (isinstance(refusal, str) and refusal.strip()):
+    if meaning == "refused" or (isinstance(refusal, str) and refusal.strip()):
         return Verdict("refused", text or clean(str(refusal or ""))[0], finish, "by the provider", echoed)
     if not text:
-        return Verdict(
-            "empty", "", finish, "reasoning may have used up max_tokens" if reason == "length" else None, echoed
-        )
-    if reason not in COMPLETE:
+        used_up = "reasoning may have used up max_tokens" if finish and finish.lower() == "length" else None
+        return Verdict("empty", "", finish, used_up, echoed)
+    if meaning != "complete":
         return Verdict("truncated", text, finish, None, echoed)
     if is_refusal(text):
         return Verdict("refused", text, finish, "by its text", echoed)

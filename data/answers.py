@@ -1,0 +1,23 @@
+"""What a provider's answer says of itself, in a response and in a table of responses alike: why it ended.
+
+The reasons were read from vendors' SDKs and pages: "refusal" (Anthropic), "sensitive" and "network_error" (Zhipu),
+"max_len", "max_context", "time_limit" (xAI), SAFETY and its like (Gemini).
+"""
+
+ENDED = {
+    "complete": ("stop", "end_turn", "eos", "stop_sequence"),
+    "truncated": ("length", "max_tokens", "max_len", "max_context", "time_limit", "model_context_window_exceeded"),
+    "filtered": ("content_filter", "sensitive", "safety", "recitation", "blocklist", "prohibited_content", "spii"),
+    "refused": ("refusal",),
+    "broken": ("network_error",),
+}
+_MEANING = {reason: meaning for meaning, reasons in ENDED.items() for reason in reasons}
+
+
+def ended(reason: str) -> str | None:
+    """What a finish reason, in any case, means: a key of ENDED, or None for one that is not known.
+
+    One that is not known to mean a complete answer is never to be taken for it.
+    """
+    reason = reason.lower()
+    return "filtered" if reason.startswith(("content_filter", "image_")) else _MEANING.get(reason)
