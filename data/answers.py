@@ -1,8 +1,10 @@
-"""What a provider's answer says of itself, in a response and in a table of responses alike: why it ended.
+"""What a provider's answer says of itself, in a response and in a table of responses alike: why it ended, which model.
 
 The reasons were read from vendors' SDKs and pages: "refusal" (Anthropic), "sensitive" and "network_error" (Zhipu),
 "max_len", "max_context", "time_limit" (xAI), SAFETY and its like (Gemini).
 """
+
+import re
 
 ENDED = {
     "complete": ("stop", "end_turn", "eos", "stop_sequence"),
@@ -12,6 +14,9 @@ ENDED = {
     "broken": ("network_error",),
 }
 _MEANING = {reason: meaning for meaning, reasons in ENDED.items() for reason in reasons}
+# What a vendor hangs on a model's name for a snapshot of it: -MMDD, -YYYYMMDD or -YYYY-MM-DD. -4-5 is a successor.
+_MONTH, _DAY = "(?:0[1-9]|1[0-2])", "(?:0[1-9]|[12][0-9]|3[01])"
+SNAPSHOT = re.compile(rf"-(?:(?:20[0-9]{{2}})?{_MONTH}{_DAY}|20[0-9]{{2}}-{_MONTH}-{_DAY})(?![0-9])")
 
 
 def ended(reason: str) -> str | None:

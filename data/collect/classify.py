@@ -6,7 +6,7 @@ A reason (data/answers.py) that is not known to mean a complete answer is never 
 import json
 from typing import Any, NamedTuple
 
-from data.answers import ended
+from data.answers import SNAPSHOT, ended
 from data.findings import is_refusal
 from data.records import PLACEHOLDER
 
@@ -115,11 +115,11 @@ def usage_of(body: dict) -> Usage | None:
 
 
 def same_model(asked: str, echoed: str) -> bool:
-    """Whether the model named in a response is the one asked for; a dated snapshot of it counts as the same."""
+    """Whether the model named in a response is the one asked for, or a dated snapshot of it; a successor is not."""
     plain = echoed.removeprefix("models/").rsplit("/", 1)[-1].lower()
     asked = asked.removeprefix("models/").rsplit("/", 1)[-1].lower()
     rest = plain.removeprefix(asked)
-    return plain.startswith(asked) and (not rest or rest.replace("-", "").isdigit() and rest[0] == "-")
+    return plain.startswith(asked) and (not rest or SNAPSHOT.fullmatch(rest) is not None)
 
 
 def clean(text: str) -> tuple[str, bool]:
