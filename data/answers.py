@@ -1,13 +1,13 @@
 """What a provider's answer says of itself, in a response and in a table of responses alike: why it ended, which model.
 
 The reasons were read from vendors' SDKs and pages: "refusal" (Anthropic), "sensitive" and "network_error" (Zhipu),
-"max_len", "max_context", "time_limit" (xAI), SAFETY and its like (Gemini).
+"max_len", "max_context", "time_limit" (xAI), SAFETY and its like (Gemini), COMPLETE (Cohere), "eos_token" (TGI).
 """
 
 import re
 
 ENDED = {
-    "complete": ("stop", "end_turn", "eos", "stop_sequence"),
+    "complete": ("stop", "end_turn", "eos", "eos_token", "stop_sequence", "complete", "completed"),
     "truncated": ("length", "max_tokens", "max_len", "max_context", "time_limit", "model_context_window_exceeded"),
     "filtered": ("content_filter", "sensitive", "safety", "recitation", "blocklist", "prohibited_content", "spii"),
     "refused": ("refusal",),
@@ -24,5 +24,5 @@ def ended(reason: str) -> str | None:
 
     One that is not known to mean a complete answer is never to be taken for it.
     """
-    reason = reason.lower()
+    reason = reason.lower().removeprefix("finishreason.")  # as Python writes Gemini's enum
     return "filtered" if reason.startswith(("content_filter", "image_")) else _MEANING.get(reason)

@@ -231,7 +231,7 @@ def texts_of(row: dict, columns: Columns, where: str, file: str) -> list[tuple[s
     if chat is not None:
         value = chat
     if isinstance(value, dict):
-        return [(teacher_name(teacher), _inner(text), finish) for teacher, text in value.items()]
+        return [(teacher_name(teacher), *_inner(one, finish)) for teacher, one in value.items()]
     if isinstance(value, (list, tuple)):
         return [_of_list(one, where) for one in value]
     if columns.teacher is None:
@@ -259,10 +259,7 @@ def from_name(file: str, place: str) -> str | None:
 
 def _of_list(one: Any, where: str) -> tuple[str, Any, Any]:
     if isinstance(one, dict):
-        by_plain = {plain(key): key for key in one}
-        teacher = next((by_plain[guess] for guess in GUESSES["teacher"].split() if guess in by_plain), None)
-        text = next((by_plain[guess] for guess in GUESSES["text"].split() if guess in by_plain), None)
-        finish = next((by_plain[guess] for guess in GUESSES["finish"].split() if guess in by_plain), None)
+        teacher, text, finish = (_key(one, field) for field in ("teacher", "text", "finish"))
         if teacher and text and not isinstance(one[teacher], (list, dict)):
             return teacher_name(one[teacher]), one[text], one.get(finish) if finish else None
     raise UserError(
@@ -270,12 +267,20 @@ def _of_list(one: Any, where: str) -> tuple[str, Any, Any]:
     )
 
 
-def _inner(value: Any) -> Any:
-    """The text of {"TEACHER": {"text": ...}}; other values as they are."""
-    if isinstance(value, dict):
-        by_plain = {plain(key): key for key in value}
-        return next((value[by_plain[guess]] for guess in GUESSES["text"].split() if guess in by_plain), value)
-    return value
+def _inner(value: Any, finish: Any) -> tuple[Any, Any]:
+    """(text, finish reason) of {"TEACHER": {"text": ..., "finish_reason": ...}}; other values, and the row's reason
+    where there is none inside, as they are."""
+    text = _key(value, "text") if isinstance(value, dict) else None
+    if text is None:
+        return value, finish
+    inside = _key(value, "finish")
+    return value[text], value[inside] if inside else finish
+
+
+def _key(value: dict, field: str) -> str | None:
+    """The key of an object that is called like a field."""
+    by_plain = {plain(key): key for key in value}
+    return next((by_plain[guess] for guess in GUESSES[field].split() if guess in by_plain), None)
 
 
 BY_PLAIN_LABEL = {plain(label): label for label in LABELS} | {"airspaceopacity": "Lung Opacity"}

@@ -3,13 +3,14 @@
 import json
 import math
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
 from data.cxr_columns import Columns, NoColumns, film_of, find_columns, labels_of, texts_of
 from data.cxr_source import Rows
-from data.cxr_status import clean, status_of
+from data.cxr_status import clean, status_of, unknown_reason
 from data.errors import UserError
 from data.records import IMAGE_TAG, SPLITS
 
@@ -52,6 +53,7 @@ def fill(
     )
     counts: dict[str, Any] = dict.fromkeys((*zeros, "labelled", "reports"), 0)
     counts["left_out"] = []
+    counts["unknown_finish"] = Counter()
     refused: list[UserError] = []
     taken: set[int] = set()
     cache: dict[str, tuple[str | None, int]] = {}
@@ -94,6 +96,8 @@ def fill(
                 )
             text, changed = clean(text)
             counts["cleaned"] += changed
+            if text.strip() and (reason := unknown_reason(finish)):
+                counts["unknown_finish"][reason] += 1
             yield study, dicom, teacher, text, status_of(text, finish), place, stated, prompt, split
 
     store.execute("BEGIN")

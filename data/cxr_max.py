@@ -69,9 +69,9 @@ def build(
         Counts: {"studies", "splits", "trajectories": {status: n}, "teachers": {teacher: ok trajectories}, "per_study":
         {ok trajectories: studies}, "split_patients" (in several splits, which the source said), "rows", "files",
         "no_text" (nulls), "repeated" (same text again), "duplicates" (left out), "cleaned" (texts with special tokens
-        or NUL taken out), "unknown_labels", "no_known_label" (studies), "several_films", "labelled", "reports",
-        "set_aside": {reason: n}, "missing": first ten studies without their film, "left_out": files without
-        trajectories}.
+        or NUL taken out), "unknown_finish": {finish reason that is not known: texts}, "unknown_labels",
+        "no_known_label" (studies), "several_films", "labelled", "reports", "set_aside": {reason: n}, "missing": first
+        ten studies without their film, "left_out": files without trajectories}.
 
     Raises:
         UserError: unreadable source, columns that cannot be told, missing tables, duplicates, nothing to write, or an
@@ -243,6 +243,9 @@ def describe(counts: dict[str, Any], out: StrPath) -> str:
     ):
         if counts.get(key):
             lines.append(f"  {what}: {counts[key]}")
+    if unknown := counts["unknown_finish"]:
+        most = listed(dict(unknown.most_common(SHOWN)))
+        lines.append(f"  texts whose finish reason is not known, written as truncated: {unknown.total()} ({most})")
     if counts["left_out"]:
         lines.append(f"  files without trajectories, left out: {', '.join(counts['left_out'][:SHOWN])}")
     if counts["missing"]:

@@ -180,6 +180,25 @@ def test_all_teachers_in_one_column(root, clone, shape):
     check_all(*load(clone, root))
 
 
+@pytest.mark.parametrize("shape", ["row", "object", "list"])
+def test_finish_reasons_in_every_shape(root, clone, shape):
+    said = {"Grok-4": "length", "GLM-4.5V": "sensitive", "GPT-5-nano": "next_year", "Qwen-VL-Max": "STOP"}
+    study, one = {"image": tree.path(3)}, {"text": "There is a mod"}
+    if shape == "row":
+        made = [study | one | {"model": teacher, "stop_reason": reason} for teacher, reason in said.items()]
+    elif shape == "object":
+        texts = {teacher: one | {"finish_reason": reason} for teacher, reason in said.items()}
+        made = [study | {"trajectories": texts, "finish_reason": "stop"}]
+    else:
+        made = [study | {"trajectories": [one | {"model": key, "finishReason": said[key]} for key in said]}]
+    write(clone / "a.jsonl", made)
+    counts, studies = load(clone, root)
+    found = {one["teacher"]: one["status"] for one in studies["s59999991"]["trajectories"]}
+    assert found == dict(zip(said, ("truncated", "filtered", "truncated", "ok"), strict=True))
+    shown = cxr_max.describe(counts, "o")
+    assert "texts whose finish reason is not known, written as truncated: 1 (next_year 1)" in shown
+
+
 def test_json_by_study_and_by_split(root, clone):
     by_study = {f"s{row['study_id']}": {key: row[key] for key in row if key != "study_id"} for row in wide_rows()}
     (clone / "a.json").write_text(json.dumps(by_study))

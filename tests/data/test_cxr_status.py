@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.cxr_status import clean, refuses, status_of
+from data.cxr_status import clean, refuses, status_of, unknown_reason
 from data.findings import is_refusal
 from data.findings_score import read_labelled
 from data.phantom.cohort import plan
@@ -26,10 +26,36 @@ def test_status(text, finish, status):
 
 
 @pytest.mark.parametrize(
-    ("finish", "status"), [("LENGTH", "truncated"), ("MAX_TOKENS", "truncated"), ("Refusal", "refused")]
+    ("finish", "status"),
+    [
+        ("LENGTH", "truncated"),
+        ("MAX_TOKENS", "truncated"),
+        ("max_len", "truncated"),
+        ("max_context", "truncated"),
+        ("time_limit", "truncated"),
+        ("model_context_window_exceeded", "truncated"),
+        ("network_error", "truncated"),
+        ("sensitive", "filtered"),
+        ("SAFETY", "filtered"),
+        ("recitation", "filtered"),
+        ("FinishReason.PROHIBITED_CONTENT", "filtered"),
+        ("Refusal", "refused"),
+        ("FinishReason.STOP", "ok"),
+        ("eos_token", "ok"),
+        (float("nan"), "ok"),
+        (" ", "ok"),
+    ],
 )
 def test_finish_reasons_in_any_case(finish, status):
-    assert status_of("Small left eff", finish) == status
+    assert status_of("Small left eff", finish) == status and unknown_reason(finish) is None
+
+
+@pytest.mark.parametrize(
+    ("finish", "named"),
+    [("a_reason.of-next:year", "a_reason.of-next:year"), (7, "7"), ("Small left effusion.", "other")],
+)
+def test_a_reason_that_is_not_known_is_truncated_and_named(finish, named):
+    assert status_of("Small left eff", finish) == "truncated" and unknown_reason(finish) == named
 
 
 REFUSALS = [
