@@ -168,23 +168,36 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _array(path: Path, source: IO[str], buffer: str) -> Iterator[tuple[int, Any]]:
-    """Elements of an array that may be larger than memory: where what was read does not parse, more is read."""
+    """Elements of an array that may be larger than memory: where what was read does not parse, more is read.
+
+    Further arrays may follow, as where every line is one; anything else after an array is refused.
+    """
     decoder = json.JSONDecoder()
     number = at = 0
-    ended = False
+    inside, ended = True, False
     while True:
-        while at < len(buffer) and buffer[at] in " \t\r\n,":
+        while at < len(buffer) and buffer[at] in (" \t\r\n," if inside else " \t\r\n"):
             at += 1
-        if buffer[at : at + 1] == "]":
+        if buffer[at : at + 1] == ("]" if inside else "["):
+            inside = not inside
+            at += 1
+            continue
+        if not inside and at < len(buffer):
+            raise UserError(
+                f"{path}: after row {number}: something stands behind the end of the array; put all rows into one, or "
+                "one row a line"
+            )
+        if not inside and ended:
             return
-        try:
-            value, after = decoder.raw_decode(buffer, at)
-            # A number at the end of what was read may go on.
-            whole = after < len(buffer) or ended
-        except json.JSONDecodeError as error:
-            if ended:
-                raise _no_json(path, f":{number + 1}", error) from error
-            whole = False
+        whole = False
+        if inside:
+            try:
+                value, after = decoder.raw_decode(buffer, at)
+                # A number at the end of what was read may go on.
+                whole = after < len(buffer) or ended
+            except json.JSONDecodeError as error:
+                if ended:
+                    raise _no_json(path, f":{number + 1}", error) from error
         if whole:
             number += 1
             at = after

@@ -432,6 +432,9 @@ def test_the_hub_out_of_reach(monkeypatch):
         ("a.jsonl", b'{"image": 1}\n{"image"\n', "a.jsonl:2: not JSON"),
         ("a.json", b'[{"image": 1}, {"image": ', "a.json:2: not JSON"),
         ("a.json", b"[1]", "a.json:1: is no object"),
+        ("a.json", b'[{"n": 1}]\n{"n": 2}\n', "a.json: after row 1: something stands behind the end of the array"),
+        ("a.json", b'[{"n": 1}], [{"n": 2}]', "a.json: after row 1: something stands behind the end of the array"),
+        ("a.json", b'[{"n": 1}][{"n": 2}', "a.json:3: not JSON"),
         ("a.jsonl", b'{"text": "tea"}\n{"text": "caf\xe9"}\n', "a.jsonl:2: not UTF-8"),
         ("a.csv.gz", gzip.compress(b"image,text\n1,tea\n2,caf\xe9\n", mtime=0), "a.csv.gz:3: not UTF-8"),
         ("a.csv", b"image,teacher,text\n1,2\n", "a.csv:2: not as many values as columns"),
@@ -508,10 +511,14 @@ def test_a_patient_in_several_told_splits_is_counted(root, clone):
     assert "several splits" not in cxr_max.describe(load(clone, root)[0], "o")
 
 
-def test_an_array_larger_than_what_is_read_at_once(clone, monkeypatch):
+@pytest.mark.parametrize("between", [None, "", "\n\n", " " * 30])
+def test_arrays_larger_than_what_is_read_at_once(clone, monkeypatch, between):
+    """One array, or several with nothing but blanks between."""
     monkeypatch.setattr("data.cxr_source.BLOCK", 7)
     made = [{"n": n, "text": "é]},{" * (n % 9)} for n in range(40)]
-    (clone / "a.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    parts = [made] if between is None else [made[:9], [], made[9:30], made[30:]]
+    text = (between or "").join(json.dumps(part, ensure_ascii=False) for part in parts)
+    (clone / "a.json").write_text(text + (between or ""), encoding="utf-8")
     ((_, read),) = open_source(str(clone))
     assert [row for _, row in read()] == made
 
