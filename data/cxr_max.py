@@ -74,8 +74,8 @@ def build(
         ten studies without their film, "left_out": files without trajectories}.
 
     Raises:
-        UserError: unreadable source, columns that cannot be told, missing tables, duplicates, nothing to write, or an
-            `out` that is, or the next time would be, among what is read.
+        UserError: unreadable source, columns that cannot be told, missing tables, duplicates, a study told to be in
+            several splits, nothing to write, or an `out` that is, or the next time would be, among what is read.
     """
     check_root(root, film_check)
     prompt_for(prompt, 1)
@@ -144,7 +144,7 @@ def build(
                 named = list(dict.fromkeys(row[2] for row in rows if row[2]))
                 counts["several_films"] += len(named) > 1
                 films = _films(study.films, named)
-                split = next((row[9] for row in rows if row[9]), None) or splits.get(number)
+                split = _split(number, rows, problems) or splits.get(number)
                 if not films:
                     reason = "named film not in the study" if named else "no frontal film"
                 elif split is None:
@@ -195,6 +195,20 @@ def _usable(
 def _films(films: tuple[Film, ...], named: list[str]) -> tuple[Film, ...]:
     """The first film that the rows name, or where they name none the study's first frontal one; () without either."""
     return tuple(film for film in films if (film.dicom == named[0] if named else film.view in FRONTAL))[:1]
+
+
+def _split(number: int, rows: list[tuple], problems: Problems) -> str | None:
+    """The split that the rows of a study name; a problem where they name several."""
+    told: dict[str, str] = {}  # split -> place of the first row that names it
+    for row in rows:
+        if row[9]:
+            told.setdefault(row[9], row[6])
+    first, *others = told or [None]
+    for split in others:
+        problems.add(
+            f"{told[split]}: study s{number} is in {first} ({told[first]}) and in {split}; name one split for it"
+        )
+    return first
 
 
 def _trajectories(

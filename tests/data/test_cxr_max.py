@@ -504,6 +504,19 @@ def test_a_column_of_nulls_is_no_text(root, clone):
     assert load(clone, root, columns="text=answer")[0]["studies"] == 3
 
 
+def test_a_study_in_several_told_splits_is_refused(root, clone):
+    sides = [None, "train", "train", "val", "train", "val", "test"]
+    made = [row | {"side": side} for row, side in zip(rows(studies=STUDIES[:1]), sides, strict=True)]
+    write(clone / "a.jsonl", made)
+    message = refusal(load, clone, root, columns="split=side")
+    place = f"{clone / 'a.jsonl'}:"
+    assert f"{place}4: study s59999991 is in train ({place}2) and in validate; name one split for it" in message
+    assert f"{place}7: study s59999991 is in train ({place}2) and in test" in message and "2 problems" in message
+    assert not (root.parent / "studies.jsonl").exists()
+    write(clone / "a.jsonl", made[:3])
+    assert load(clone, root, columns="split=side")[0]["splits"] == {"train": 1}
+
+
 def test_a_patient_in_several_told_splits_is_counted(root, clone):
     write(clone / "a.jsonl", [row | {"side": ["train", "val", "test"][n % 3]} for n, row in enumerate(rows())])
     counts, _ = load(clone, root, columns="split=side")  # the first two studies are of one patient
