@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from data.answers import SNAPSHOT
 from data.cxr_source import KEY
 from data.errors import UserError
 from data.findings_lexicon import LABELS
-from data.records import did_you_mean
+from data.records import SPLITS, did_you_mean
 
 # The seven of CXR-MAX, as named on its published samples.
 TEACHERS = (
@@ -179,12 +180,33 @@ def is_vendor(name: str) -> bool:
     return any(vendor in plain(name) for vendor in VENDORS)
 
 
+# What may follow a teacher's name and leave it the same teacher: what a column or file is called by besides, the
+# context and kind of Moonshot-v1 that sees images, and the newest snapshot. Not thinking or reasoning: other models.
+_AFTER_NAME = sorted(
+    {*GUESSES["text"].split(), *GUESSES["teacher"].split(), *SPLITS, "val", "valid", "validation", "data", "latest"}
+    - {"thinking", "reasoning", "cot"}
+)
+_SAME_TEACHER = re.compile(rf"(?:{'|'.join(_AFTER_NAME)}|[0-9]+k|visionpreview){{0,3}}")
+_NO_NAME = re.compile(rf"{SNAPSHOT.pattern}|-[0-9]+-of-[0-9]+")  # a date, or a part of a table in several files
+# Each name with or without a hyphen between any two characters.
+_NAMED = {teacher: re.compile("-?".join(plain(teacher))) for teacher in TEACHERS}
+
+
 @lru_cache(4096)
 def teacher_name(name: object) -> str:
-    """The published name of a teacher for any spelling, alone or inside a column's or file's name; else as it is."""
+    """The published name of a teacher for any spelling, alone or inside a column's or file's name; else as it is.
+
+    A date or a word such as "response" may follow the name; a version or a variant (claude-sonnet-4-5, grok-4-fast) is
+    another teacher.
+    """
     text = " ".join(str(name).split())
-    matches = [teacher for teacher in TEACHERS if plain(teacher) in plain(text)]
-    return matches[0] if len(matches) == 1 else text
+    hyphened = re.sub(r"[^a-z0-9]+", "-", text.lower())
+    found = [(teacher, match) for teacher, pattern in _NAMED.items() if (match := pattern.search(hyphened))]
+    if len(found) != 1:
+        return text
+    ((teacher, match),) = found
+    after = plain(_NO_NAME.sub("", hyphened[match.end() :]))
+    return teacher if _SAME_TEACHER.fullmatch(after) else text
 
 
 DICOM = re.compile(r"(?<![0-9a-f])[0-9a-f]{8}(?:-[0-9a-f]{8}){4}(?![0-9a-f-])", re.IGNORECASE)

@@ -557,9 +557,33 @@ def test_film_of(value, film):
     assert film_of(value) == film
 
 
-def test_teacher_names():
-    assert teacher_name("gpt5nano_response") == "GPT-5-nano" and teacher_name("claude_sonnet_4") == "Claude Sonnet-4"
-    assert teacher_name("gpt-4o") == "gpt-4o" and teacher_name(" my  model ") == "my model"
+@pytest.mark.parametrize(
+    ("name", "teacher"),
+    [
+        *((teacher, teacher) for teacher in TEACHERS),
+        ("gpt5nano_response", "GPT-5-nano"),
+        ("gpt-5-nano-2025-08-07", "GPT-5-nano"),
+        ("GPT5NanoResponse", "GPT-5-nano"),
+        ("claude_sonnet_4", "Claude Sonnet-4"),
+        ("anthropic/claude-sonnet-4@20250514", "Claude Sonnet-4"),
+        ("grok_4_0709_reasoning_trajectory", "Grok-4"),
+        ("grok-4-latest", "Grok-4"),
+        ("response_grok4", "Grok-4"),
+        ("glm-4.5v_train", "GLM-4.5V"),
+        ("grok_4-00000-of-00002", "Grok-4"),
+        ("qwen-vl-max-2025-08-13", "Qwen-VL-Max"),
+        ("moonshot-v1-32k-vision-preview", "Moonshot-v1"),
+        *((name, name) for name in ("claude-sonnet-4-5", "claude-sonnet-4-5-20250929", "Claude Sonnet 4.5")),
+        *(
+            (name, name)
+            for name in ("grok-4.20", "grok-4-fast", "grok-4-1-fast-reasoning", "grok-4_thinking", "grok-42")
+        ),
+        *((name, name) for name in ("gpt-4o", "gpt-5-nano-high", "claude-sonnet-4 and grok-4", "gpt-5-nano-text-2")),
+        (" my  model ", "my model"),
+    ],
+)
+def test_teacher_names(name, teacher):
+    assert teacher_name(name) == teacher
 
 
 def test_the_published_case(root, clone):
