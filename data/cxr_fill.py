@@ -15,7 +15,7 @@ from data.errors import UserError
 from data.records import IMAGE_TAG, SPLITS
 
 PEEK = 100  # rows that a file's columns are decided by
-EMPTY, UNKNOWN = "{}", "null"  # labels as the store holds them: none of the 14, and names that are none of the 14
+EMPTY, UNKNOWN = "{}", "null"  # labels as the store holds them: nothing is present, and nothing said is a label
 
 
 def fill(
@@ -48,6 +48,7 @@ def fill(
         "duplicates",
         "cleaned",
         "unknown_labels",
+        "no_list",
         "no_known_label",
         "several_films",
     )
@@ -56,7 +57,7 @@ def fill(
     counts["unknown_finish"] = Counter()
     refused: list[UserError] = []
     taken: set[int] = set()
-    cache: dict[str, tuple[str | None, int]] = {}
+    cache: dict[str, tuple[str | None, int, bool]] = {}
 
     def rows_of(name: str, rows: Rows) -> Iterator[tuple]:
         peeked = list(islice(rows, PEEK))
@@ -80,8 +81,9 @@ def fill(
     ) -> Iterator[tuple]:
         stated = None
         if with_labels and (columns.labels or columns.label_columns):
-            stated, unknown = _stated(row, columns, cache)
+            stated, unknown, no_list = _stated(row, columns, cache)
             counts["unknown_labels"] += unknown
+            counts["no_list"] += no_list
         prompt = _prompt(row.get(columns.prompt), place) if columns.prompt else None
         split = _split(row.get(columns.split), place) if columns.split else None
         for teacher, text, finish in texts_of(row, columns, place, name):
@@ -128,8 +130,10 @@ def fill(
     return counts
 
 
-def _stated(row: dict, columns: Columns, cache: dict[str, tuple[str | None, int]]) -> tuple[str | None, int]:
-    """`labels_of` as JSON, UNKNOWN for names that are all none of the 14 labels, None where nothing is stated.
+def _stated(
+    row: dict, columns: Columns, cache: dict[str, tuple[str | None, int, bool]]
+) -> tuple[str | None, int, bool]:
+    """`labels_of`, its findings as JSON: UNKNOWN where no name is one of the 14 labels, None where nothing is stated.
 
     Cached: the same few diagnoses come with every teacher and with many studies.
     """
@@ -141,8 +145,8 @@ def _stated(row: dict, columns: Columns, cache: dict[str, tuple[str | None, int]
     if key not in cache:
         if len(cache) > 10_000:
             cache.clear()
-        findings, unknown = labels_of(row, columns)
-        cache[key] = json.dumps(findings) if findings is not None or unknown else None, unknown
+        findings, *left_out = labels_of(row, columns)
+        cache[key] = json.dumps(findings) if findings is not None or any(left_out) else None, *left_out
     return cache[key]
 
 

@@ -70,8 +70,9 @@ def build(
         {ok trajectories: studies}, "split_patients" (in several splits, which the source said), "rows", "files",
         "no_text" (nulls), "repeated" (same text again), "duplicates" (left out), "cleaned" (texts with special tokens
         or NUL taken out), "unknown_finish": {finish reason that is not known: texts}, "unknown_labels",
-        "no_known_label" (studies), "several_films", "labelled", "reports", "set_aside": {reason: n}, "missing": first
-        ten studies without their film, "left_out": files without trajectories}.
+        "no_list" (texts in the place of labels that are no list of them), "no_known_label" (studies), "several_films",
+        "labelled", "reports", "set_aside": {reason: n}, "missing": first ten studies without their film, "left_out":
+        files without trajectories}.
 
     Raises:
         UserError: unreadable source, columns that cannot be told, missing tables, duplicates, a study told to be in
@@ -251,7 +252,8 @@ def describe(counts: dict[str, Any], out: StrPath) -> str:
         ("duplicates", "other texts of a teacher for its study, left out"),
         ("cleaned", "texts with special tokens or NUL taken out"),
         ("unknown_labels", "names among the diagnoses that are none of the 14 labels, left out"),
-        ("no_known_label", "studies whose diagnoses are all none of the 14 labels, written without labels"),
+        ("no_list", "diagnoses that are a text and no list of the 14 labels, left out (a JSON list may hold others)"),
+        ("no_known_label", "studies whose diagnoses name none of the 14 labels or are no list, written without labels"),
         ("several_films", "studies whose rows name several films (the first is shown)"),
         ("split_patients", "patients in several splits (python -m data.splits --check lists them)"),
     ):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data import cxr_max
-from data.cxr_columns import TEACHERS, film_of, find_columns, labels_of, teacher_name
+from data.cxr_columns import TEACHERS, Stated, film_of, find_columns, labels_of, teacher_name
 from data.cxr_max import build, main
 from data.cxr_source import hub_splits, open_source
 from data.cxr_store import temporary_store
@@ -266,9 +266,19 @@ def test_labels_and_reports_of_mimic_cxr(root, clone):
 
 
 def test_unknown_diagnoses_are_counted(root, clone):
-    write(clone / "a.jsonl", [row | {"labels": "edema and airspace opacity; Gout"} for row in rows()[:1]])
+    given = [
+        "edema and airspace opacity",
+        ["Edema", "airspace opacity", "Gout"],
+        "No consolidation, edema, or effusion.",
+    ]
+    made = [row | {"labels": labels} for row, labels in zip(rows(teachers=["a"]), given, strict=True)]
+    write(clone / "a.jsonl", made)
     counts, studies = load(clone, root)
-    assert set(studies["s59999991"]["findings"]) == {"Edema", "Lung Opacity"} and counts["unknown_labels"] == 1
+    both = {label: {"state": "present"} for label in ("Edema", "Lung Opacity")}
+    assert [study.get("findings") for study in studies.values()] == [both, both, None]
+    assert (counts["unknown_labels"], counts["no_list"], counts["no_known_label"]) == (1, 1, 1)
+    shown = cxr_max.describe(counts, "o")
+    assert "diagnoses that are a text and no list of the 14 labels, left out (a JSON list may hold others): 1" in shown
 
 
 @pytest.mark.parametrize(
@@ -294,13 +304,35 @@ def test_unknown_diagnoses_are_counted(root, clone):
 )
 def test_an_empty_list_is_a_normal_film_and_null_is_no_label(labels, findings):
     columns = find_columns("a", [{"study": 59999991, "model": "a", "text": "b", "labels": labels}], {})
-    found, unknown = labels_of({"labels": labels}, columns)
-    assert found == findings and unknown == ("Gout" in str(labels))
+    stated = labels_of({"labels": labels}, columns)
+    assert stated == (findings, "Gout" in str(labels) and labels != "Gout", labels == "Gout")
+
+
+EDEMA = {"Edema": {"state": "present"}}
+
+
+@pytest.mark.parametrize(
+    ("labels", "stated"),
+    [
+        ("No focal consolidation, pneumonia, or pneumothorax.", Stated(None, no_list=True)),
+        ("[No focal consolidation, pneumonia, or pneumothorax.]", Stated(None, no_list=True)),
+        ('["No focal consolidation, pneumonia, or pneumothorax."]', Stated(None, unknown=1)),
+        ("edema; Gout", Stated(None, no_list=True)),
+        ('["Edema", "Gout"]', Stated(EDEMA, unknown=1)),
+        ("['Edema', 'Gout']", Stated(EDEMA, unknown=1)),
+        ("[Edema]", Stated(EDEMA)),
+        ("edema.", Stated(EDEMA)),
+        ("edema and pneumonia | Fracture", Stated(EDEMA | dict.fromkeys(("Pneumonia", "Fracture"), EDEMA["Edema"]))),
+    ],
+)
+def test_a_text_is_a_list_of_labels_only_where_every_piece_is_one(labels, stated):
+    columns = find_columns("a", [{"study": 59999991, "model": "a", "text": "b", "labels": labels}], {})
+    assert labels_of({"labels": labels}, columns) == stated
 
 
 def test_label_columns_that_are_all_blank_state_nothing():
     row = {"study": 59999991, "model": "a", "text": "b"} | dict.fromkeys(tree.LABELS, "")
-    assert labels_of(row, find_columns("a", [row], {})) == (None, 0)
+    assert labels_of(row, find_columns("a", [row], {})) == Stated(None)
 
 
 def test_normal_films_keep_their_label(root, clone):
@@ -312,7 +344,7 @@ def test_normal_films_keep_their_label(root, clone):
     assert (counts["labelled"], counts["no_known_label"], counts["unknown_labels"]) == (1, 1, 1)
     said = cxr_max.describe(counts, "out")
     assert "with labels 1," in said
-    assert "studies whose diagnoses are all none of the 14 labels, written without labels: 1" in said
+    assert "studies whose diagnoses name none of the 14 labels or are no list, written without labels: 1" in said
 
 
 def test_a_study_is_normal_only_where_no_row_says_otherwise(root, clone):
