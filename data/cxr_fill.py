@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
-from data.cxr_columns import Columns, NoColumns, film_of, find_columns, labels_of, texts_of
+from data.cxr_columns import Columns, NoColumns, film_of, find_columns, texts_of
+from data.cxr_labels import labels_of
 from data.cxr_source import Rows
 from data.cxr_status import clean, status_of, unknown_reason
 from data.errors import UserError

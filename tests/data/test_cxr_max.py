@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data import cxr_max
-from data.cxr_columns import TEACHERS, Stated, film_of, find_columns, labels_of, teacher_name
+from data.cxr_columns import TEACHERS, film_of, find_columns, teacher_name
+from data.cxr_labels import Stated, labels_of
 from data.cxr_max import build, main
 from data.cxr_source import hub_splits, open_source
 from data.cxr_store import temporary_store
