@@ -178,7 +178,7 @@ def read_given(path: Path, benchmark: Benchmark) -> list[dict]:
 
 def read(path: Path, rows: Sequence[dict], kind: str) -> list[dict]:
     ids = [row["id"] for row in rows]
-    check = "score it with the benchmark, options, --seed and --limit that it was made for"
+    check = "score it with the benchmark, options and --limit that it was made for"
     return predict.read_answers(path, ids, fits=FITS[kind], needs=NEEDS[kind], what="items", check=check)
 
 

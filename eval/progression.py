@@ -1,10 +1,10 @@
 """Progression of five findings between two films: improving, stable or worsening (MS-CXR-T, and the phantom cohort).
 
 Protocol A (BioViL-T, CoCa-CXR): for each finding the mean of the three recalls, called macro accuracy, and the plain
-mean of the five. One question a (pair of films, finding) that has a label, three options in an order drawn from the
-seed. An answer in which no one option can be read is wrong, and its share is reported. Plain accuracy, which other work
-prints, stands in a table of its own: a constant "stable" gets .33 in the first and the share of stable labels in the
-second.
+mean of the five. One question a (pair of films, finding) that has a label, three options in an order drawn from
+`order_seed`. An answer in which no one option can be read is wrong, and its share is reported. Plain accuracy, which
+other work prints, stands in a table of its own: a constant "stable" gets .33 in the first and the share of stable
+labels in the second.
 """
 
 import hashlib
@@ -29,7 +29,9 @@ MS_CXR_T_OPTIONS = {
     "images": None,
     "disagreement": ("keep", "drop"),
     "partial": ("no", "yes"),
+    "order_seed": "0",
 }
+PHANTOM_OPTIONS = {**phantom_items.OPTIONS, "order_seed": "0"}
 LETTERS = "ABC"
 ORDERS = tuple(itertools.permutations(PROGRESSIONS))
 PROMPT = (
@@ -60,10 +62,13 @@ def load(name: str, root: Path, *, seed: int = 0, limit: int | None = None, opti
     """The questions of `ms-cxr-t-progression` (root: MIMIC-CXR-JPG) or `phantom-progression` (root: a cohort folder).
 
     Options of the former: `table` (its csv), `images` (root of the films), `disagreement` (keep or drop labels on which
-    the experts disagreed), `partial` (accept a table that was cut). Of the latter: `split`, `studies`.
+    the experts disagreed), `partial` (accept a table that was cut). Of the latter: `split`, `studies`. Of both:
+    `order_seed`, of the order in which options are shown. `seed` draws nothing here.
 
-    Raises UserError for `disagreement=drop` with a table that does not say where the experts disagreed.
+    Raises UserError for `disagreement=drop` with a table that does not say where the experts disagreed, and for a
+    `seed` other than 0 without an `order_seed`.
     """
+    order_seed = _order_seed(name, seed, options)
     if name == "phantom-progression":
         pairs, fingerprint, notes, chosen = _phantom_pairs(name, root, options)
     else:
@@ -77,7 +82,7 @@ def load(name: str, root: Path, *, seed: int = 0, limit: int | None = None, opti
         for finding in FIVE:
             if finding in labels:
                 id_ = f"{key}:{finding}"
-                order = shown_order(seed, id_)
+                order = shown_order(order_seed, id_)
                 listed = ", ".join(f"({letter}) {word}" for letter, word in zip(LETTERS, order, strict=True))
                 prompt = PROMPT.format(finding=finding.lower(), options=listed)
                 truth = {"finding": finding, "progression": labels[finding], "order": list(order)}
@@ -86,13 +91,27 @@ def load(name: str, root: Path, *, seed: int = 0, limit: int | None = None, opti
         "task": "progression of a finding from the previous film to the current one, three classes",
         "protocol": "A: per-finding macro accuracy (mean of three recalls), mean of five findings",
         "prompt": PROMPT,
-        "option_order": f"drawn for each question from seed {seed}",
+        "option_order": f"drawn for each question from seed {order_seed}",
         "films": "previous first, current second",
         "unreadable_answer": "wrong",
         "majority_class": "most frequent label of each finding among the scored ones",
         **chosen,
     }
     return Benchmark(name, "generate", tuple(items), fingerprint, protocol, tuple(notes), (MAJORITY,))
+
+
+def _order_seed(name: str, seed: int, options: dict) -> int:
+    told = options.get("order_seed", "0")
+    if not (told.isascii() and told.isdecimal()):
+        raise UserError(f"--set order_seed={told}: must be a whole number from 0")
+    # --seed was of the order once: letters read in another order would score low without a word.
+    if seed and "order_seed" not in options:
+        raise UserError(
+            f"--seed {seed}: is of the bootstrap alone; say in which order {name} shows its options: "
+            f"--set {name}:order_seed=0 (the usual), or {name}:order_seed={seed} for answers that were asked under "
+            f"--seed {seed} when it drew the order, too"
+        )
+    return int(told)
 
 
 def _ms_cxr_t_pairs(name: str, root: Path, options: dict) -> tuple[list, dict, list[str], dict]:
@@ -120,7 +139,7 @@ def _ms_cxr_t_pairs(name: str, root: Path, options: dict) -> tuple[list, dict, l
 
 
 def _phantom_pairs(name: str, root: Path, options: dict) -> tuple[list, dict, list[str], dict]:
-    chosen = choose(name, options, phantom_items.OPTIONS)
+    chosen = choose(name, options, PHANTOM_OPTIONS)
     studies, folder, fingerprint = phantom_items.read(root, chosen)
     by_id = {study["id"]: study for study in studies}
     pairs, alone = [], 0

@@ -74,7 +74,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--train-images", type=Path, metavar="DIR", help="their image root (default: the folder of --train)")
     add("--exclude-overlap", action="store_true", help="leave out the items that overlap with the training studies")
     add("--name", default="checkpoint", help="name of the row (default: checkpoint)")
-    add("--seed", type=int, default=0, help="of option orders and of the bootstrap (default: 0)")
+    add("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     add("--resamples", type=int, default=1000, help="bootstrap resamples by patient (default: 1000)")
     add("--shard", default="1/1", metavar="i/n", help="ask every n-th item; the last shard to finish joins and scores")
     add("--base", help="for an adapter: its base model, if not where args.json says")

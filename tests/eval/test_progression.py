@@ -214,11 +214,20 @@ def test_a_cohort_that_is_none(tmp_path):
         load(tmp_path, "phantom-progression")
 
 
-def test_the_order_of_options_follows_the_seed_of_the_run(tmp_path):
+def test_the_order_of_options_follows_its_own_seed_and_never_that_of_the_bootstrap(tmp_path):
     root = tree.make(tmp_path / "mimic")
-    runs = [progression.load("ms-cxr-t-progression", root, seed=seed, options={}).items for seed in (0, 1)]
-    first, second = ([item.truth["order"] for item in items] for items in runs)
-    assert first != second
+    first = load(root)
+    second = load(root, order_seed="1")
+    orders = [[item.truth["order"] for item in one.items] for one in (first, second)]
+    assert orders[0] != orders[1] and second.protocol["option_order"] == "drawn for each question from seed 1"
+    with pytest.raises(
+        UserError, match="^--seed 1: is of the bootstrap alone; say .* --set ms-cxr-t-progression:order"
+    ):
+        progression.load("ms-cxr-t-progression", root, seed=1, options={})
+    for told, expected in (("0", first), ("1", second)):
+        assert progression.load("ms-cxr-t-progression", root, seed=1, options={"order_seed": told}) == expected
+    with pytest.raises(UserError, match="^--set order_seed=-1: must be a whole number from 0$"):
+        load(root, order_seed="-1")
 
 
 def test_the_majority_class_is_that_of_each_finding():
