@@ -26,6 +26,7 @@ from data.files import refuse_input, write_atomic
 from data.records import SPLITS, did_you_mean, image_paths, read_studies, root_of
 from eval import benchmarks, film_hash
 from eval.items import Benchmark, Item
+from eval.run_options import data_roots, split_settings
 from scripts.machine import write_problem
 
 LEVELS = ("patient", "study", "film name", "film bytes", "film pixels")
@@ -275,8 +276,6 @@ def render(found: Mapping) -> str:
 
 def load_all(names: Sequence[str], roots: Sequence[str], settings: Sequence[str], image_root: Path | None, seed: int):
     """(benchmark, id space or None) of each name or file on the command line."""
-    from eval.run import data_roots, split_settings
-
     known = [name for name in names if not os.path.isfile(name)]
     for name in known:
         if name not in benchmarks.BENCHMARKS:
