@@ -106,6 +106,39 @@ def test_a_validation_file_is_looked_at_in_training_too(tmp_path):
     assert [item.id for item in kept.items] == ["i2"]
 
 
+def launch(folder, patients, **settings):
+    """A run FOLDER on training studies of `patients`; its launch.json."""
+    (folder / "data").mkdir(parents=True)
+    note = {"datasets": [manifest.entry(trained(folder / "data", patients))], "settings": settings}
+    (folder / manifest.LAUNCH).write_text(json.dumps(note))
+
+
+@pytest.mark.parametrize("start", ["merged", "checkpoint-3", "checkpoint-3/merged"])
+def test_what_the_runs_before_were_trained_on_counts_too(tmp_path, start):
+    runs = [tmp_path / name for name in ("learn", "critique", "second")]
+    launch(runs[0], ["p1"], model="Qwen/Qwen2.5-VL-7B-Instruct")
+    launch(runs[1], ["p2"], model=str(runs[0] / start))
+    launch(runs[2], ["p3"], model="/base", adapters=str(runs[1] / "checkpoint-4"))
+    for run, overlapping in zip(runs, (["i0"], ["i0", "i1"], ["i0", "i1", "i2"]), strict=True):
+        found, notes = training_set.studies_of(run / "checkpoint-9")
+        one = benchmark(tmp_path, [(f"p{number}", "", f"{number}.png") for number in (1, 2, 3, 4)])
+        kept = training_set.checked(one, found, notes, excluded=True)
+        assert [item.id for item in kept.items] == [f"i{n}" for n in range(4) if f"i{n}" not in overlapping]
+    assert notes == [
+        "overlap with the training set of the model that it started from (base) was not checked: it is not known; name "
+        "its studies with --train"
+    ]
+
+
+def test_a_resumed_run_is_followed_past_its_own_checkpoint_once(tmp_path):
+    learn, critique = tmp_path / "learn", tmp_path / "critique"
+    launch(learn, ["p1"], model=str(critique / "checkpoint-1"))  # no run can be, but nothing goes round for ever
+    own = str(critique / "checkpoint-1")
+    launch(critique, ["p2"], model=own, resume_from_checkpoint=own, ref_model=str(learn / "merged"))
+    found, notes = training_set.studies_of(critique / "checkpoint-2")
+    assert [file.parent.parent.name for file, _ in found] == ["critique", "learn"] and not notes
+
+
 def test_films_are_found_again_by_bytes_and_by_pixels(tmp_path):
     known = leaks.read_trained(trained(tmp_path, ["p1", "p2"], source="elsewhere"))
     folder = tmp_path / "bench"
