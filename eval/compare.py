@@ -20,7 +20,9 @@ import numpy as np
 
 from data.errors import UserError, refuse_below_one, refuse_negative, run_cli
 from data.files import read_jsonl, refuse_input, write_atomic
+from data.findings_lexicon import FIVE
 from data.pages import environment
+from data.records import PROGRESSIONS
 from eval import charts, statistics
 from eval.table import RESEARCH, line, number
 from eval.text_metrics import coco_bleu
@@ -123,7 +125,13 @@ def compare_benchmark(a: Mapping[str, dict], b: Mapping[str, dict], *, seed: int
     for group, found in columns(a, b).items():
         tables.append(_table(group, found, TESTS[group], _test_of(group, rounds, seed), **draw))
         if group == "accuracy" and all(t is not None for pairs in found.values() for t in pairs.truth):
-            tables.append(_table("macro accuracy", found, TESTS["macro accuracy"], None, **draw))
+            undefined = _without_a_class(found, [a[id_]["truth"] for id_ in common])
+            tables.append(_table("macro accuracy", found, TESTS["macro accuracy"], None, mean=not undefined, **draw))
+            if undefined:
+                notes.append(
+                    f"not every class is among the compared items of {', '.join(undefined)}: their macro accuracy, and "
+                    "the mean, are not defined"
+                )
     by_item = any(one["group"] in ("accuracy", "AUC") for one in tables)  # texts are exchanged by patient
     if by_item and len(patients) < len(common):
         notes.append(
@@ -150,8 +158,30 @@ def _test_of(group: str, rounds: int, seed: int) -> Callable[[Pairs], float | No
     }[group]
 
 
-def _table(group: str, found: Mapping[str, Pairs], test: str, p_of, *, seed: int, resamples: int) -> dict:
-    """One row a column, and the mean of those that are defined (not for text metrics, which have unlike scales)."""
+def _classes(truth: object) -> Sequence[object]:
+    """The classes that the truth of an item is one of: a progression, or absent and present."""
+    return PROGRESSIONS if isinstance(truth, str) else (0, 1)
+
+
+def _without_a_class(found: Mapping[str, Pairs], truths: Sequence[object]) -> list[str]:
+    """The findings of which not every class occurs; `truths` are those of the items, which name the findings or (a
+    progression) are of one of the five."""
+    labels = dict.fromkeys(label for truth in truths for label in (truth if isinstance(truth, dict) else FIVE))
+    return [
+        label
+        for label in labels
+        if label not in found or set(found[label].truth) != set(_classes(found[label].truth[0]))
+    ]
+
+
+def _table(
+    group: str, found: Mapping[str, Pairs], test: str, p_of, *, mean: bool = True, seed: int, resamples: int
+) -> dict:
+    """One row a column, and the mean of those that are defined (not for text metrics, which have unlike scales).
+
+    Args:
+        mean: False where the mean is not defined, as its row then says.
+    """
     names = list(found)
     patients = sorted({patient for pairs in found.values() for patient in pairs.patients})
     place = {patient: i for i, patient in enumerate(patients)}
@@ -161,12 +191,15 @@ def _table(group: str, found: Mapping[str, Pairs], test: str, p_of, *, seed: int
         parts.append((where, _statistic(group, pairs.truth, pairs.a), _statistic(group, pairs.truth, pairs.b)))
     everyone = np.ones(len(patients), int)
     defined = [not np.isnan(one(everyone[where])) for where, one, _ in parts]  # an AUC needs both classes
-    averaged = sum(defined) > 1 and group != "text"
+    averaged = (sum(defined) > 1 or not mean) and group != "text"
 
     def numbers(counts: np.ndarray) -> np.ndarray:
         """[2, columns (+ 1)]: A and B with each patient counted `counts` [patients] times."""
         both = np.array([[one(counts[where]), other(counts[where])] for where, one, other in parts]).T
-        return np.concatenate([both, both[:, defined].mean(1, keepdims=True)], axis=1) if averaged else both
+        if not averaged:
+            return both
+        last = both[:, defined].mean(1, keepdims=True) if mean else np.full((2, 1), np.nan)
+        return np.concatenate([both, last], axis=1)
 
     def differences(counts: np.ndarray) -> np.ndarray:
         one, other = numbers(counts)
@@ -204,11 +237,13 @@ def _statistic(group: str, truth: Sequence, values: Sequence) -> Callable[[np.nd
         return statistics.Auc(truth, values)
     numbers = np.asarray(values, float)
     if group == "macro accuracy":
-        classes = np.unique(np.asarray(truth, dtype=str), return_inverse=True)[1]
+        known = _classes(truth[0])
+        classes = np.array([known.index(one) for one in truth])
 
         def recall(counts: np.ndarray) -> float:
-            totals = np.bincount(classes, counts)
-            return float((np.bincount(classes, counts * numbers) / totals).mean()) if totals.all() else float("nan")
+            totals = np.bincount(classes, counts, len(known))
+            hits = np.bincount(classes, counts * numbers, len(known))
+            return float((hits / totals).mean()) if totals.all() else float("nan")
 
         return recall
     if numbers.ndim == 2:

@@ -6,6 +6,7 @@ import pytest
 
 from data.errors import UserError
 from data.files import dump_line
+from data.findings_lexicon import FIVE as FINDINGS
 from eval import compare, statistics
 from tests.eval.cases import tables_of
 
@@ -87,6 +88,40 @@ def test_macro_accuracy_is_the_mean_of_recalls(runs):
     row = tables(compare.compare(runs, resamples=20, rounds=20))["macro accuracy"]["rows"][0]
     assert row["a"] == pytest.approx((right[truth == 0].mean() + right[truth == 1].mean()) / 2)
     assert row["p"] is None and row["low"] < row["high"]
+
+
+def progressions(**labels):
+    """Per-item rows of a run that is right: finding -> its labels, one item each."""
+    return [
+        {"id": f"{finding}{i}", "patient": f"p{i}", "truth": label, "correct": {finding: True}}
+        for finding, given in labels.items()
+        for i, label in enumerate(given)
+    ]
+
+
+ALL = ["improving", "stable", "worsening"] * 3
+
+
+@pytest.mark.parametrize(
+    ("items", "undefined"),
+    [
+        (progressions(Edema=ALL[1:3] * 4, **dict.fromkeys(FINDINGS[:-1], ALL)), ["Edema"]),
+        (progressions(**dict.fromkeys(FINDINGS[:-1], ALL)), ["Edema"]),  # a finding without any item
+        (progressions(**dict.fromkeys(FINDINGS, ALL)), []),
+        ([row | {"truth": row["truth"] | {"Edema": 1}} for row in rows()], ["Edema"]),
+        (rows(), []),
+    ],
+)
+def test_macro_accuracy_needs_every_class_of_every_finding(tmp_path, items, undefined):
+    runs = tuple(write(tmp_path / name, items, name=name) for name in "ab")
+    found = compare.compare(runs, resamples=20, rounds=20)
+    table = {row["name"]: row for row in tables(found)["macro accuracy"]["rows"]}
+    expected = {*undefined, "mean"} & set(table) if undefined else set()
+    assert {name for name, row in table.items() if row["a"] is row["difference"] is row["low"] is None} == expected
+    assert [one for one in found["benchmarks"]["phantom-x"]["notes"] if "not defined" in one and "class" in one] == [
+        "not every class is among the compared items of Edema: their macro accuracy, and the mean, are not defined"
+        for _ in undefined
+    ]
 
 
 def test_a_run_against_itself_shows_nothing(runs):
