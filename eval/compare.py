@@ -88,7 +88,7 @@ def columns(a: Mapping[str, dict], b: Mapping[str, dict]) -> dict[str, dict[str,
         other = b.get(id_)
         if other is None:
             continue
-        if one["patient"] != other["patient"] or one.get("truth") != other.get("truth"):
+        if one["patient"] != other["patient"] or not _same_truth(one, other):
             raise UserError(
                 f"item {id_}: the two runs give it another truth or patient; score both with the same tables"
             )
@@ -106,6 +106,19 @@ def columns(a: Mapping[str, dict], b: Mapping[str, dict]) -> dict[str, dict[str,
     return found
 
 
+def _same_truth(one: Mapping, other: Mapping) -> bool:
+    """Whether the truths of an item agree, as far as both runs name it."""
+    ours, theirs = one.get("truth"), other.get("truth")
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        # A run names the labels that one of its studies has: a part of the studies has fewer.
+        return all(ours[label] == theirs[label] for label in _findings(ours, theirs))
+    return ours == theirs
+
+
+def _labels(rows: Mapping[str, dict], ids: Sequence[str]) -> dict[str, None]:
+    return dict.fromkeys(label for id_ in ids for key in ("correct", "score") for label in rows[id_].get(key) or ())
+
+
 def compare_benchmark(a: Mapping[str, dict], b: Mapping[str, dict], *, seed: int, resamples: int, rounds: int) -> dict:
     """Tables of differences of one benchmark.
 
@@ -120,12 +133,17 @@ def compare_benchmark(a: Mapping[str, dict], b: Mapping[str, dict], *, seed: int
     if any(alone):
         notes.append(f"{alone[0]} items are in A only and {alone[1]} in B only; they are not compared")
     patients = {a[id_]["patient"] for id_ in common}
+    by_group = columns(a, b)
+    ours, theirs = _labels(a, common), _labels(b, common)
+    if one_only := [label for label in (ours | theirs) if label not in ours or label not in theirs]:
+        notes.append(f"scored in one run only, not compared: {', '.join(one_only)}")
     tables = []
     draw = {"seed": seed, "resamples": resamples}
-    for group, found in columns(a, b).items():
+    for group, found in by_group.items():
         tables.append(_table(group, found, TESTS[group], _test_of(group, rounds, seed), **draw))
         if group == "accuracy" and all(t is not None for pairs in found.values() for t in pairs.truth):
-            undefined = _without_a_class(found, [a[id_]["truth"] for id_ in common])
+            findings = dict.fromkeys(label for id_ in common for label in _findings(a[id_]["truth"], b[id_]["truth"]))
+            undefined = [label for label in findings if label not in found or not _has_every_class(found[label].truth)]
             tables.append(_table("macro accuracy", found, TESTS["macro accuracy"], None, mean=not undefined, **draw))
             if undefined:
                 notes.append(
@@ -163,15 +181,13 @@ def _classes(truth: object) -> Sequence[object]:
     return PROGRESSIONS if isinstance(truth, str) else (0, 1)
 
 
-def _without_a_class(found: Mapping[str, Pairs], truths: Sequence[object]) -> list[str]:
-    """The findings of which not every class occurs; `truths` are those of the items, which name the findings or (a
-    progression) are of one of the five."""
-    labels = dict.fromkeys(label for truth in truths for label in (truth if isinstance(truth, dict) else FIVE))
-    return [
-        label
-        for label in labels
-        if label not in found or set(found[label].truth) != set(_classes(found[label].truth[0]))
-    ]
+def _has_every_class(truth: Sequence[object]) -> bool:
+    return set(truth) == set(_classes(truth[0]))
+
+
+def _findings(ours: object, theirs: object) -> Sequence[str]:
+    """The findings that an item counts towards by both runs' truth: a progression is of one of the five."""
+    return [label for label in ours if label in theirs] if isinstance(ours, dict) else FIVE
 
 
 def _table(

@@ -224,6 +224,18 @@ def test_text_metrics_are_exchanged_by_patient(tmp_path):
     assert row["difference"] == pytest.approx(0.125) and row["p"] == pytest.approx(4 / 16, abs=0.03)
 
 
+def test_labels_that_one_run_has_no_study_of_are_left_out_and_named(tmp_path):
+    whole, part = rows(), rows(seed=2)[:20]
+    for row in whole:
+        row["truth"]["Mass"], row["correct"]["Mass"] = 0, True
+    runs = write(tmp_path / "a", whole), write(tmp_path / "b", part)
+    for pair in (runs, runs[::-1]):
+        found = compare.compare(pair, resamples=20, rounds=20)
+        assert [row["name"] for row in tables(found)["macro accuracy"]["rows"]] == [*FIVE, "mean"]
+        assert tables(found)["macro accuracy"]["rows"][-1]["a"] is not None
+        assert "scored in one run only, not compared: Mass" in found["benchmarks"]["phantom-x"]["notes"]
+
+
 def test_a_negative_seed_is_refused():
     with pytest.raises(UserError, match="^--seed -1: must be at least 0$"):
         compare.main(["nowhere/a.json", "nowhere/b.json", "--seed", "-1"])
