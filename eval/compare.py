@@ -25,7 +25,7 @@ from data.pages import environment
 from data.records import PROGRESSIONS
 from eval import charts, statistics
 from eval.table import RESEARCH, line, number
-from eval.text_metrics import coco_bleu
+from eval.text_metrics import CIDER, coco_bleu
 
 MEAN = "mean"
 TESTS = {
@@ -112,7 +112,14 @@ def _same_truth(one: Mapping, other: Mapping) -> bool:
     if isinstance(ours, dict) and isinstance(theirs, dict):
         # A run names the labels that one of its studies has: a part of the studies has fewer.
         return all(ours[label] == theirs[label] for label in _findings(ours, theirs))
+    if _of_unknown_reference(one, other):
+        return True
     return ours == theirs
+
+
+def _of_unknown_reference(one: Mapping, other: Mapping) -> bool:
+    """Whether a text was scored before runs told which reference it was held against."""
+    return "text_metric" in one and not (one.get("truth") and other.get("truth"))
 
 
 def _labels(rows: Mapping[str, dict], ids: Sequence[str]) -> dict[str, None]:
@@ -137,6 +144,13 @@ def compare_benchmark(a: Mapping[str, dict], b: Mapping[str, dict], *, seed: int
     ours, theirs = _labels(a, common), _labels(b, common)
     if one_only := [label for label in (ours | theirs) if label not in ours or label not in theirs]:
         notes.append(f"scored in one run only, not compared: {', '.join(one_only)}")
+    if unknown := sum(_of_unknown_reference(a[id_], b[id_]) for id_ in common):
+        notes.append(
+            f"{unknown} texts were scored before a run told which reference it held them against: that both had the "
+            "same is not known; score the answers again to know"
+        )
+    if any(alone) and by_group.get("text", {}).pop(CIDER, None):
+        notes.append("CIDEr is not compared: it weighs words by all items of a run, and the two scored other items")
     tables = []
     draw = {"seed": seed, "resamples": resamples}
     for group, found in by_group.items():

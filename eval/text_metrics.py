@@ -27,6 +27,7 @@ from data.errors import UserError
 
 ORDERS = 4  # n-grams up to this length
 COCO, SACRE, ROUGE = "pycocoevalcap", "sacrebleu 13a (0 to 100)", "rouge-score"
+CIDER = f"{COCO}/CIDEr"
 PACKAGES = {"pycocoevalcap": COCO, "sacrebleu": SACRE, "rouge_score": ROUGE}
 # pycocoevalcap's guards against division by zero, BleuScorer.compute_score.
 _TINY, _SMALL = 1e-15, 1e-9
@@ -88,7 +89,7 @@ def metrics(counts: Counts, weights: np.ndarray | None = None, meteor: Any = Non
     values[f"{COCO}/ROUGE-L"] = float(weights @ counts.rouge_l / total)
     if counts.meteor is not None:
         values[f"{COCO}/METEOR"] = _meteor_eval(meteor, weights @ counts.meteor)
-    values[f"{COCO}/CIDEr"] = float(weights @ counts.cider / total)
+    values[CIDER] = float(weights @ counts.cider / total)
     for order in (1, ORDERS):
         values[f"{SACRE}/BLEU-{order}"] = sacre_bleu(weights @ counts.sacrebleu, order)
     values[f"{ROUGE}/ROUGE-L"] = float(weights @ counts.rouge_score / total)
@@ -100,7 +101,7 @@ def per_text(counts: Counts) -> list[dict[str, float | list[int]]]:
     found = []
     for bleu, rouge, cider in zip(counts.bleu, counts.rouge_l, counts.cider, strict=True):
         parts = {f"{COCO}/BLEU-{order}": [int(x) for x in bleu_part(bleu, order)] for order in (1, ORDERS)}
-        found.append(parts | {f"{COCO}/ROUGE-L": float(rouge), f"{COCO}/CIDEr": float(cider)})
+        found.append(parts | {f"{COCO}/ROUGE-L": float(rouge), CIDER: float(cider)})
     return found
 
 

@@ -7,7 +7,7 @@ import pytest
 from data.errors import UserError
 from data.files import dump_line
 from data.findings_lexicon import FIVE as FINDINGS
-from eval import compare, statistics
+from eval import compare, statistics, text_metrics
 from tests.eval.cases import tables_of
 
 FIVE = ("Edema", "Pneumonia")
@@ -212,7 +212,7 @@ def test_text_metrics_are_exchanged_by_patient(tmp_path):
     runs = []
     for number, lead in enumerate(((0.2, 0.2, 0.2, -0.1), (0.0, 0.0, 0.0, 0.0))):
         items = [
-            {"id": f"{p}-{i}", "patient": f"p{p}", "text_metric": {"ROUGE-L": 0.3 + lead[p] + i / 1000}}
+            {"id": f"{p}-{i}", "patient": f"p{p}", "truth": "d", "text_metric": {"ROUGE-L": 0.3 + lead[p] + i / 1000}}
             for p in range(4)
             for i in range(10)
         ]
@@ -222,6 +222,31 @@ def test_text_metrics_are_exchanged_by_patient(tmp_path):
     assert not found["benchmarks"]["phantom-x"]["notes"], "nothing is said of tests that are not in the tables"
     # Of the 16 exchanges of whole patients, |+-.2 +-.2 +-.2 +-.1| reaches .5 in four.
     assert row["difference"] == pytest.approx(0.125) and row["p"] == pytest.approx(4 / 16, abs=0.03)
+
+
+def texts(n, **more):
+    metric = {"ROUGE-L": 0.5, text_metrics.CIDER: 1.0}
+    return [{"id": f"i{i}", "patient": f"p{i}", "text_metric": metric} | more for i in range(n)]
+
+
+def test_texts_of_other_references_are_not_compared_and_of_unknown_ones_with_a_note(tmp_path):
+    runs = {name: write(tmp_path / name, texts(4, truth=name), name=name) for name in "ab"}
+    with pytest.raises(UserError, match="item i0: the two runs give it another truth"):
+        compare.compare((runs["a"], runs["b"]))
+    older = write(tmp_path / "older", texts(4))
+    for pair, unknown in (((runs["a"], older), 4), ((older, older), 4), ((runs["a"], runs["a"]), 0)):
+        found = compare.compare(pair, resamples=5, rounds=5)["benchmarks"]["phantom-x"]
+        assert sum(note.startswith("4 texts were scored before") for note in found["notes"]) == bool(unknown)
+
+
+def test_cider_is_compared_over_the_same_items_only(tmp_path):
+    whole, part = (write(tmp_path / str(n), texts(n, truth="d")) for n in (4, 3))
+    for pair, compared in (((whole, whole), True), ((whole, part), False), ((part, whole), False)):
+        found = compare.compare(pair, resamples=5, rounds=5)
+        names = [row["name"] for row in tables(found)["text"]["rows"]]
+        assert names == ["ROUGE-L", text_metrics.CIDER][: 1 + compared]
+        said = [note for note in found["benchmarks"]["phantom-x"]["notes"] if note.startswith("CIDEr is not compared")]
+        assert bool(said) != compared
 
 
 def test_labels_that_one_run_has_no_study_of_are_left_out_and_named(tmp_path):

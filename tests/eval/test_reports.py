@@ -113,6 +113,7 @@ def test_findings_protocol_scores_text_as_written(mimic):
     assert constant["length/words of the answer"] == len(CONSTANT.split())
     assert [one.get("baseline", False) for one in scored["rows"]] == [False, True]
     assert [item["id"] for item in scored["per_item"]] == [item.id for item in one.items]
+    assert len({item["truth"] for item in scored["per_item"]}) == len({item.truth["reference"] for item in one.items})
     assert scored["per_item"][1]["text_metric"][f"{COCO}/ROUGE-L"] == pytest.approx(1)
 
 
