@@ -142,19 +142,20 @@ def dump(value: Any) -> str:
     return _ENCODER.encode(value)
 
 
-def append_jsonl(path: StrPath, row: Any) -> None:
-    """Append one finished row and flush it to disk.
+def append_jsonl(path: StrPath, *rows: Any) -> None:
+    """Append finished rows at once and flush them to disk.
 
     What an interruption left behind is put right first: a torn last line is cut off (that row was never finished), a
-    whole one without its newline gets it. For one writer a file: give each process its own.
+    whole one without its newline gets it. Of several rows it may have left the first ones only. For one writer a file:
+    give each process its own.
     """
     path = Path(path)
-    line = dump_line(row)
+    lines = b"".join(map(dump_line, rows))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b") as log:
             _mend_last_line(log, path)
-            log.write(line)
+            log.write(lines)
             log.flush()
             os.fsync(log.fileno())
     except OSError as error:

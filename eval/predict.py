@@ -161,9 +161,8 @@ def answer_batches(
         answers = answer(batch)
         if len(answers) != len(batch):
             raise RuntimeError(f"{len(answers)} answers to {len(batch)} studies")
-        for study, one, wanted in zip(batch, answers, missing, strict=True):
-            if wanted:
-                append_jsonl(out, {"id": study["id"], **one})
+        rows = [{"id": study["id"], **one} for study, one in zip(batch, answers, strict=True)]
+        append_jsonl(out, *(row for row, wanted in zip(rows, missing, strict=True) if wanted))
         new += sum(missing)
         seconds = time.monotonic() - start
         rest = seconds / new * (left - new)

@@ -199,6 +199,13 @@ def test_append_makes_the_file_and_its_folder(tmp_path):
     assert path.read_bytes() == '{"a": "é"}\n{"a": 2}\n'.encode()
 
 
+def test_rows_that_are_appended_together_are_flushed_once(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    append_jsonl(tmp_path / "log.jsonl", *({"a": i} for i in range(3)))
+    assert [row for _, row in read_jsonl(tmp_path / "log.jsonl")] == [{"a": i} for i in range(3)] and len(flushed) == 1
+
+
 def test_append_to_a_folder_is_a_clear_error(tmp_path):
     with pytest.raises(UserError, match="cannot be appended to"):
         append_jsonl(tmp_path, {})

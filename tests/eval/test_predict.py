@@ -36,9 +36,11 @@ class Student:
         return [{"text": f"answer to {i}", "finish_reason": "stop"} for i in ids]
 
 
-def test_every_study_once_in_order(tmp_path):
-    out, student = tmp_path / "p.jsonl", Student()
+def test_every_study_once_in_order(tmp_path, monkeypatch):
+    out, student, real, written = tmp_path / "p.jsonl", Student(), predict.append_jsonl, []
+    monkeypatch.setattr(predict, "append_jsonl", lambda path, *rows: written.append(len(rows)) or real(path, *rows))
     assert answer(studies(), student, out, META, batch_size=2) == 5
+    assert written == [2, 2, 1], "a batch goes to the disk at once"
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert rows[0] == {"id": "test-0", "text": "answer to test-0", "finish_reason": "stop"}
     assert [r["id"] for r in rows] == student.asked == [s["id"] for s in studies()]
