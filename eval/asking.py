@@ -127,11 +127,12 @@ def ask_all(
     kind: str,
     batch_size: int,
     shard: tuple[int, int] = (1, 1),
+    problems: list[str],
 ) -> list[dict] | None:
     """Ask what is not answered yet, join the shards when all are there, and return the answers in the order of `rows`.
 
-    None as long as another shard is not finished. `ask` is called with (prompt, image paths) each, in batches whose
-    composition depends on `rows` and `batch_size` alone.
+    None as long as another shard is not finished; why one that is there does not count is added to `problems`. `ask` is
+    called with (prompt, image paths) each, in batches whose composition depends on `rows` and `batch_size` alone.
 
     Raises UserError for answers made under other settings (`clear` removes them), or a film that the student would not
     see as it is.
@@ -162,7 +163,8 @@ def ask_all(
             batches, out, settings = part_of(k, n)
             part = [row for batch in batches for row in batch]
             parts += [(out, part, settings)] if part else []
-        if not all(finished(path, part, settings, kind) for path, part, settings in parts):
+        # All are looked at: each says what is wrong with it.
+        if not all([finished(path, part, settings, kind, problems) for path, part, settings in parts]):
             return None
         found = {row["id"]: row for path, part, _ in parts for row in read(path, part, kind)}
         write_atomic(manifest.sidecar(whole), json.dumps(meta, indent=2) + "\n")
@@ -182,11 +184,15 @@ def read(path: Path, rows: Sequence[dict], kind: str) -> list[dict]:
     return predict.read_answers(path, ids, fits=FITS[kind], needs=NEEDS[kind], what="items", check=check)
 
 
-def finished(path: Path, rows: Sequence[dict], meta: dict, kind: str) -> bool:
-    """Whether a file holds an answer to each of `rows` under these settings; one of other settings does not count."""
+def finished(path: Path, rows: Sequence[dict], meta: dict, kind: str, problems: list[str]) -> bool:
+    """Whether a file holds an answer to each of `rows` under these settings.
+
+    One of other settings does not count, which is added to `problems`.
+    """
     try:
         return path.exists() and len(_done(path, rows, meta, kind)) == len(rows)
-    except UserError:
+    except UserError as error:
+        problems.append(str(error))
         return False
 
 

@@ -84,8 +84,14 @@ class Checkpoint:
         return predict.greedy(self.loaded, prompts, self.args.max_new_tokens)
 
 
-def ask_benchmark(checkpoint: Checkpoint, benchmark: Benchmark, folder: Path, args: argparse.Namespace) -> dict | None:
-    """{"answers", "no_image" (None where it is not asked for)}, or None while other shards are not finished."""
+def ask_benchmark(
+    checkpoint: Checkpoint, benchmark: Benchmark, folder: Path, args: argparse.Namespace
+) -> tuple[dict | None, list[str]]:
+    """{"answers", "no_image" (None where it is not asked for)}, or None while other shards are not finished.
+
+    With it comes why answers of other shards that are there do not count.
+    """
+    problems: list[str] = []
     kind, decoding = benchmark.kind, checkpoint.decoding(benchmark.kind)
     meta = {"checkpoint": checkpoint.fingerprint, "benchmark": benchmark.name, **decoding}
     rows = asking.rows_of(benchmark)
@@ -93,7 +99,7 @@ def ask_benchmark(checkpoint: Checkpoint, benchmark: Benchmark, folder: Path, ar
     prefix = benchmark.protocol.get("answer_prefix", "")
     if prefix:
         meta["answer_prefix"] = prefix
-    common = {"kind": kind, "batch_size": args.batch_size}
+    common = {"kind": kind, "batch_size": args.batch_size, "problems": problems}
     ask = partial(checkpoint.ask, kind, prefix)
     without = questions = None
     if not args.skip_no_image and any(item.images for item in benchmark.items):
@@ -101,7 +107,7 @@ def ask_benchmark(checkpoint: Checkpoint, benchmark: Benchmark, folder: Path, ar
         path = asking.file_of(folder, asking.NO_IMAGE)
         if args.shard[0] == 1:
             given = asking.ask_all(questions, ask, folder, asking.NO_IMAGE, meta, **common)
-        elif asking.finished(path, questions, meta, kind):
+        elif asking.finished(path, questions, meta, kind, problems):
             given = asking.read(path, questions, kind)
         else:
             given = None
@@ -109,7 +115,8 @@ def ask_benchmark(checkpoint: Checkpoint, benchmark: Benchmark, folder: Path, ar
         ids = [asking.question_id(asking.without_tags(item.prompt)) for item in benchmark.items]
         without = given and [by_id[id_] for id_ in ids]
     answers = asking.ask_all(rows, ask, folder, asking.PREDICTIONS, meta, shard=args.shard, **common)
-    return None if answers is None or (questions and not without) else {"answers": answers, "no_image": without}
+    missing = answers is None or (questions and not without)
+    return None if missing else {"answers": answers, "no_image": without}, problems
 
 
 def clear(folder: Path, args: argparse.Namespace) -> None:
@@ -221,7 +228,7 @@ def load(args: argparse.Namespace) -> tuple[Checkpoint | None, Loaded]:
 
 def run(args: argparse.Namespace, checkpoint: Checkpoint | None, loaded: Loaded) -> int:
     """Ask and score, the output folder claimed; the exit status."""
-    found, waiting = {}, []
+    found, waiting, problems = {}, [], []
     if checkpoint:
         if args.overwrite:
             # Of every benchmark before the first question: without --overwrite the run then goes on from any point.
@@ -235,7 +242,8 @@ def run(args: argparse.Namespace, checkpoint: Checkpoint | None, loaded: Loaded)
     for name, (benchmark, kept) in loaded.items():
         if checkpoint:
             decoding = checkpoint.decoding(benchmark.kind)
-            asked = ask_benchmark(checkpoint, benchmark, args.out / name, args)
+            asked, more = ask_benchmark(checkpoint, benchmark, args.out / name, args)
+            problems += more
         else:
             asked, decoding = read_given(args, benchmark)
         if asked is None:
@@ -246,6 +254,8 @@ def run(args: argparse.Namespace, checkpoint: Checkpoint | None, loaded: Loaded)
         i, n = args.shard
         print(f"shard {i}/{n} is finished; the other shards are not yet, of: {', '.join(waiting)}")
         print("the shard that finishes last scores; run any shard again to score later")
+        for problem in problems:
+            print(f"note: answers of another shard that do not count: {problem}", file=sys.stderr)
         return 0
     draw = {"name": args.name, "seed": args.seed, "resamples": args.resamples}
     scored = {

@@ -39,8 +39,8 @@ class Ask:
 
 def ask(benchmark, folder, one, shard=(1, 1), batch_size=2, meta=META, **more):
     rows = asking.rows_of(benchmark)
-    common = {"kind": benchmark.kind, "batch_size": batch_size, "shard": shard}
-    return asking.ask_all(rows, one, folder, "predictions", meta, **common, **more)
+    common = {"kind": benchmark.kind, "batch_size": batch_size, "shard": shard, "problems": []}
+    return asking.ask_all(rows, one, folder, "predictions", meta, **common | more)
 
 
 @pytest.mark.parametrize("kind", ["generate", "yesno"])
@@ -115,7 +115,10 @@ def test_a_stale_shard_is_not_joined(tmp_path, monkeypatch):
     monkeypatch.setattr(asking, "BLOCK", 2)
     benchmark = make(tmp_path)
     ask(benchmark, tmp_path / "x", Ask(), (2, 2), meta=META | {"checkpoint": "old"})
-    assert ask(benchmark, tmp_path / "x", Ask(), (1, 2)) is None
+    problems = []
+    assert ask(benchmark, tmp_path / "x", Ask(), (1, 2), problems=problems) is None
+    (problem,) = problems
+    assert "predictions.2-of-2.jsonl: was made with other checkpoint; answers are never mixed" in problem
 
 
 def test_missing_films(tmp_path):

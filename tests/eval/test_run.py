@@ -204,6 +204,8 @@ def test_shards_take_the_place_of_another_checkpoints_answers(films, tmp_path, m
     assert call(films, out, "new", "--shard", "1/2", "--overwrite", names=names) == 0
     said = capsys.readouterr()
     assert "shard 1/2 is finished" in said.out and "leave out --overwrite" in said.err
+    notes = re.findall(r"of another shard that do not count: \S+/(.*): was made with other (.*); answers", said.err)
+    assert notes == [("predictions.2-of-2.jsonl", "checkpoint") for _ in names]
     assert results_of(out)["checkpoint"]["fingerprint"] == "f" * 64, "nothing scored yet"
     FakeStudent.asked, FakeStudent.stop_after = [], 0
     with pytest.raises(KeyboardInterrupt):
