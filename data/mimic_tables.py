@@ -49,8 +49,8 @@ class Study(NamedTuple):
     films: tuple[Film, ...]
 
 
-def find_table(folder: StrPath, kind: str) -> Path:
-    """The table `mimic-cxr-2.x.x-KIND.csv[.gz]` of a folder.
+def find_table(folder: StrPath, kind: str, told: str = "--tables") -> Path:
+    """The table `mimic-cxr-2.x.x-KIND.csv[.gz]` of a folder; `told` is the option that names the folder.
 
     Raises:
         UserError: there is none, or there are two that could be meant.
@@ -65,7 +65,7 @@ def find_table(folder: StrPath, kind: str) -> Path:
             name, other = f"mimic-cxr-2.1.0-{kind}.csv", ".csv.gz"
         raise UserError(
             f"{folder}: no table {name} (or {other}); download it from PhysioNet (docs/data.md) or "
-            "name its folder with --tables"
+            f"name its folder with {told}"
         )
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
@@ -113,7 +113,12 @@ def rows(path: StrPath, columns: tuple[str, ...]) -> Iterator[tuple[int, tuple[s
 
 
 def read_metadata(
-    path: StrPath, *, views: str = "frontal", wanted: Container[int] | None = None, partial: bool = False
+    path: StrPath,
+    *,
+    views: str = "frontal",
+    wanted: Container[int] | None = None,
+    partial: bool = False,
+    told: str = "--partial",
 ) -> dict[int, Study]:
     """Studies by study_id in the order of the table.
 
@@ -122,6 +127,7 @@ def read_metadata(
             then by dicom_id, so that `films[0]` is a fixed choice.
         wanted: keep only these study_ids. Memory then grows with them and not with the table.
         partial: accept any number of rows.
+        told: the option that says so, for messages.
     """
     columns = ("dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate", "StudyTime")
     found: dict[int, list] = {}
@@ -144,7 +150,7 @@ def read_metadata(
             entry[2].append((FRONTAL.index(view), when or (0, 0.0), dicom, view))
         elif views == "all":
             entry[2].append((len(FRONTAL), when or (0, 0.0), dicom, view))
-    check_count(path, "images", total, IMAGES, partial)
+    check_count(path, "images", total, IMAGES, partial, told)
     # One string for each view and none of the sorting keys: the table has 377,110 rows.
     return {
         number: Study(subject, when, tuple(Film(sys.intern(one[3]), one[2]) for one in sorted(films)))
@@ -158,8 +164,10 @@ def studies_of_films(path: StrPath, wanted: Container[str]) -> dict[str, int]:
     return {dicom: whole(study, path, line, "study_id") for line, (dicom, study) in found if dicom in wanted}
 
 
-def read_splits(path: StrPath, *, wanted: Container[int] | None = None, partial: bool = False) -> dict[int, str]:
-    """Split ("train", "validate", "test") by study_id.
+def read_splits(
+    path: StrPath, *, wanted: Container[int] | None = None, partial: bool = False, told: str = "--partial"
+) -> dict[int, str]:
+    """Split ("train", "validate", "test") by study_id; arguments as of `read_metadata`.
 
     Raises:
         UserError: an unknown split, a study on two sides, or (whole table) counts that are not the published ones.
@@ -175,24 +183,29 @@ def read_splits(path: StrPath, *, wanted: Container[int] | None = None, partial:
         first = found.setdefault(number, split)
         if first != split:
             raise UserError(f"{path}:{line}: study s{number} is in {first} and in {split}; download the table again")
-    if check_count(path, "images", images.total(), IMAGES, partial):
+    if check_count(path, "images", images.total(), IMAGES, partial, told):
         studies = Counter(found.values())
         for split, counts in IN_SPLIT.items():
             for what, got, published in zip(
                 ("images", "studies"), (images[split], studies[split]), counts, strict=True
             ):
                 if got != published:
-                    raise UserError(_unlike(path, f"{what} of split {split}", got, published))
+                    raise UserError(_unlike(path, f"{what} of split {split}", got, published, told))
     return found if wanted is None else {number: split for number, split in found.items() if number in wanted}
 
 
 def read_labels(
-    path: StrPath, kind: str, *, wanted: Container[int] | None = None, partial: bool = False
+    path: StrPath,
+    kind: str,
+    *,
+    wanted: Container[int] | None = None,
+    partial: bool = False,
+    told: str = "--partial",
 ) -> dict[int, str]:
     """Labels by study_id, 14 characters in the order of LABELS: 1 present, 0 absent, u uncertain, - not mentioned.
 
     `findings_of` turns them into the `findings` of a study record. Columns are read by name; "Airspace Opacity" of the
-    radiologist's table is Lung Opacity.
+    radiologist's table is Lung Opacity. Other arguments as of `read_metadata`.
     """
     found: dict[int, str] = {}
     total = 0
@@ -204,7 +217,7 @@ def read_labels(
         if number in found:
             raise UserError(f"{path}:{line}: study s{number} has two rows of labels; download the table again")
         found[number] = sys.intern("".join([_code(value, path, line, at) for at, value in enumerate(values)]))
-    check_count(path, "studies", total, RADIOLOGIST if kind == "radiologist" else LABELLED, partial)
+    check_count(path, "studies", total, RADIOLOGIST if kind == "radiologist" else LABELLED, partial, told)
     return found
 
 
@@ -230,7 +243,7 @@ def check_count(path: StrPath, what: str, got: int, published: int, partial: boo
     raise UserError(_unlike(path, what, got, published, told))
 
 
-def _unlike(path: StrPath, what: str, got: int, published: int, told: str = "--partial") -> str:
+def _unlike(path: StrPath, what: str, got: int, published: int, told: str) -> str:
     return (
         f"{path}: {got} {what} where the published table has {published}; download it again, or say {told} if it "
         "was cut on purpose"

@@ -21,6 +21,7 @@ from data.records import image_paths
 from eval import ms_cxr_t, phantom_items, presence
 from eval.benchmarks import choose, measure
 from eval.items import MAJORITY, Benchmark, Item
+from eval.sets import PARTIAL, TABLES
 
 NAMES = ("ms-cxr-t-presence", "phantom-presence")
 TRUTHS = {
@@ -104,8 +105,8 @@ def _ms_cxr_t_films(name: str, root: Path, options: dict) -> tuple[list, dict, l
         labelled.setdefault(pair.dicom, set()).update(pair.labels)
     studies = {study for _, study, _ in films.values()}
     if chosen["truth"] in LABEL_TABLES:
-        path = find_table(tables, LABEL_TABLES[chosen["truth"]])
-        codes = read_labels(path, chosen["truth"], wanted=studies, partial=partial)
+        path = find_table(tables, LABEL_TABLES[chosen["truth"]], told=TABLES)
+        codes = read_labels(path, chosen["truth"], wanted=studies, partial=partial, told=PARTIAL)
         fingerprint["labels_table"] = {"table": path.name, "sha256": sha256_file(path)}
         found = {
             number: {key: one["state"] for key, one in findings_of(code).items()} for number, code in codes.items()

@@ -30,6 +30,7 @@ from data.records import image_paths, read_studies
 from eval import clinical, phantom_items, text_cleaning, text_metrics
 from eval.benchmarks import choose, measure
 from eval.items import Benchmark, Item
+from eval.sets import PARTIAL, TABLES
 
 NAMES = ("mimic-report-r2gen", "mimic-report-findings", "phantom-reports")
 PROMPT = "Write the findings section of the radiology report of this chest X-ray."
@@ -214,10 +215,10 @@ def _findings_films(root: Path, chosen: dict) -> tuple[list[Film], dict, list[st
     check_root(root, film_check=False)
     partial = chosen["partial"] == "yes"
     tables = Path(chosen["tables"] or root)
-    paths = {kind: find_table(tables, kind) for kind in ("split", "metadata")}
-    splits = read_splits(paths["split"], partial=partial)
+    paths = {kind: find_table(tables, kind, told=TABLES) for kind in ("split", "metadata")}
+    splits = read_splits(paths["split"], partial=partial, told=PARTIAL)
     wanted = {number for number, split in splits.items() if split == "test"}
-    studies = read_metadata(paths["metadata"], wanted=wanted, partial=partial)
+    studies = read_metadata(paths["metadata"], wanted=wanted, partial=partial, told=PARTIAL)
     reports = chosen["reports"] or find_reports(root)
     if reports is None:
         raise UserError(f"{root}: holds no {ARCHIVE}; download it from MIMIC-CXR or name it with --set reports=FILE")

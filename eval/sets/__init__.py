@@ -15,6 +15,7 @@ from data.files import sha256_file
 from data.mimic_tables import check_count
 
 PARTIAL = "--set partial=yes"
+TABLES = "--set tables=DIR"
 
 
 class Film(NamedTuple):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from data import mimic_tables
 from data.errors import UserError
 from data.findings_lexicon import FIVE
 from eval import presence, presence_films
@@ -72,8 +73,15 @@ def test_a_film_in_two_pairs_is_one_item(root):
 
 def test_missing_labels_are_an_error(root):
     (root / "mimic-cxr-2.0.0-chexpert.csv.gz").unlink()
-    with pytest.raises(UserError, match="no table mimic-cxr-2.0.0-chexpert.csv.gz"):
+    with pytest.raises(UserError, match="no table mimic-cxr-2.0.0-chexpert.csv.gz .* with --set tables=DIR$"):
         load(root)
+
+
+def test_a_table_that_is_not_the_published_one_is_accepted_by_an_option_of_the_benchmark(root, monkeypatch):
+    monkeypatch.setattr(mimic_tables, "LABELLED", 2)
+    with pytest.raises(UserError, match="3 studies where the published table has 2; .*, or say --set partial=yes if"):
+        load(root)
+    assert len(load(root, partial="yes").items) == 2
 
 
 def test_phantom_films(make_file, tmp_path):

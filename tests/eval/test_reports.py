@@ -1,10 +1,12 @@
 """Report-generation benchmarks: loaders on miniature trees, both protocols scored, options and bad input."""
 
+import gzip
 import json
 import zipfile
 
 import pytest
 
+from data import mimic_tables
 from data.errors import UserError
 from eval import clinical, reports, text_metrics
 from eval.reports import CONSTANT
@@ -40,6 +42,23 @@ def mimic(tmp_path):
         for (subject, number), text in REPORTS.items():
             archive.writestr(f"files/p{str(subject)[:2]}/p{subject}/s{number}.txt", "FINAL REPORT\n" + text)
     return root
+
+
+@pytest.mark.parametrize(
+    "counts", [{"IMAGES": 7}, {"IMAGES": 8, "IN_SPLIT": {"train": (1, 2)}}, {"IMAGES": 8, "IN_SPLIT": {}}, {}]
+)
+def test_what_is_wrong_with_the_tables_is_mended_by_options_of_the_benchmark(mimic, monkeypatch, counts):
+    for name, value in counts.items():
+        monkeypatch.setattr(mimic_tables, name, value)
+    if not counts:
+        (mimic / "mimic-cxr-2.0.0-split.csv.gz").unlink()
+    elif counts == {"IMAGES": 8, "IN_SPLIT": {}}:
+        table = mimic / "mimic-cxr-2.0.0-metadata.csv.gz"
+        rows = gzip.decompress(table.read_bytes())
+        table.write_bytes(gzip.compress(rows + rows.splitlines(keepends=True)[-1]))
+    remedy = "or say --set partial=yes if" if counts else "with --set tables=DIR$"
+    with pytest.raises(UserError, match=remedy):
+        load(mimic, "mimic-report-findings")
 
 
 def image(number, report, split="test", **more):
