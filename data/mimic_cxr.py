@@ -50,14 +50,16 @@ def check_root(root: StrPath, film_check: bool = True) -> None:
         raise UserError(f"{root}: holds no folder files/; {hint}")
 
 
-def prompt_for(prompt: str, images: int) -> str:
+def prompt_for(prompt: str, images: int, told: str = "--prompt") -> str:
     """The prompt with one <image> tag for each image: the one tag that `prompt` has is repeated.
+
+    `told` is the option that gave it, for messages.
 
     Raises:
         UserError: `prompt` has no tag, or several.
     """
     if prompt.count(IMAGE_TAG) != 1:
-        raise UserError(f"--prompt: write {IMAGE_TAG} exactly once; it is repeated for studies of several films")
+        raise UserError(f"{told}: write {IMAGE_TAG} exactly once; it is repeated for studies of several films")
     return prompt.replace(IMAGE_TAG, IMAGE_TAG * images)
 
 

@@ -15,6 +15,7 @@ from data.errors import UserError
 from data.files import sha256_file
 from data.findings_lexicon import FIVE
 from data.mimic_cxr import PROMPT as MIMIC_PROMPT
+from data.mimic_cxr import prompt_for
 from data.mimic_reports import find_reports, open_reports
 from data.mimic_tables import LABEL_TABLES, find_table, findings_of, read_labels
 from data.records import image_paths
@@ -52,7 +53,8 @@ def load(name: str, root: Path, *, seed: int = 0, limit: int | None = None, opti
     csv), `tables` (folder of MIMIC-CXR-JPG's), `reports`, `images`, `prompt`, `partial`. Of the latter: `uncertain`,
     `split`, `studies`. Nothing is drawn, so that `seed` changes nothing here.
 
-    Raises UserError for `blank=exclude` with `truth=progression`, which would leave nothing but positives.
+    Raises UserError for `blank=exclude` with `truth=progression`, which would leave nothing but positives, and for a
+    `prompt` that has not one <image>.
     """
     if name == "phantom-presence":
         films, fingerprint, notes, chosen = _phantom_films(name, root, options)
@@ -93,6 +95,7 @@ def _ms_cxr_t_films(name: str, root: Path, options: dict) -> tuple[list, dict, l
             "--set blank=exclude: truth=progression has no negatives but the blank ones; leave it out, or choose "
             "another truth"
         )
+    prompt_for(chosen["prompt"], 1, told="--set prompt")
     partial = chosen.pop("partial") == "yes"
     table = ms_cxr_t.find_table(root, ms_cxr_t.IMAGE_TABLE, chosen.pop("table"))
     pairs, fingerprint, notes = ms_cxr_t.read_pairs(table, partial=partial)

@@ -84,6 +84,13 @@ def test_a_table_that_is_not_the_published_one_is_accepted_by_an_option_of_the_b
     assert len(load(root, partial="yes").items) == 2
 
 
+@pytest.mark.parametrize("prompt", ["", "What is there?", "<image> <image> What is there?"])
+def test_a_prompt_shows_the_film_once(root, prompt):
+    with pytest.raises(UserError, match="^--set prompt: write <image> exactly once"):
+        load(root, prompt=prompt)
+    assert load(root, prompt="<image> What is there?").items[0].prompt == "<image> What is there?"
+
+
 def test_phantom_films(make_file, tmp_path):
     make_file([study(0, {"Edema": None}), study(1, {}), study(2, {}, split="train")])
     one = load(tmp_path, "phantom-presence")
