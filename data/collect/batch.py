@@ -11,6 +11,7 @@ import json
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,7 +53,7 @@ async def read_batches(run: Run, tasks: list[Task]) -> list[Task]:
                 await _delete(run, [batch.file_id])
                 taken -= batch.requests.keys()
                 continue
-            seen = await _call(run, lambda batch=batch: _retrieve(run, batch))
+            seen = await _retrieve(run, batch)
             if seen.status in ENDED:
                 await _finish(run, batch, seen, by_key)
                 taken -= batch.requests.keys()
@@ -155,7 +156,7 @@ async def _carry_out(run: Run, batch: Batch, by_key: dict[str, Task]) -> None:
     if batch.batch_id is None:
         await _submit(run, batch)
     while True:
-        seen = await _call(run, lambda: _retrieve(run, batch))
+        seen = await _retrieve(run, batch)
         if seen.status in ENDED:
             break
         await run.sleep(run.teacher.batch_poll_s)
@@ -171,8 +172,7 @@ async def _finish(run: Run, batch: Batch, seen: Any, by_key: dict[str, Task]) ->
     spent, broken = 0.0, {}
     for file_id in (seen.output_file_id, seen.error_file_id):
         if file_id:
-            content = await _call(run, lambda file_id=file_id: run.client.files.content(file_id))
-            cost, bad = _read_back(run, batch, content.content, by_key)
+            cost, bad = _read_back(run, batch, await _content(run, batch, file_id), by_key)
             spent += cost
             broken |= bad
     missing = [key for key in batch.requests if run.store.get(run.teacher.name, key) is None]
@@ -219,13 +219,24 @@ async def _submit(run: Run, batch: Batch) -> None:
 
 
 async def _retrieve(run: Run, batch: Batch) -> Any:
+    ask = run.client.batches.retrieve
+    return await _call(run, lambda: _known(run, batch, f"batch {batch.batch_id}", ask(batch.batch_id)))
+
+
+async def _content(run: Run, batch: Batch, file_id: str) -> bytes:
+    what = f"file {file_id} of batch {batch.batch_id}"  # providers delete result files after some weeks
+    return (await _call(run, lambda: _known(run, batch, what, run.client.files.content(file_id)))).content
+
+
+async def _known(run: Run, batch: Batch, what: str, asked: Awaitable[T]) -> T:
+    """Await the answer to a request about `what` of a batch; one that the provider does not know stops the teacher."""
     try:
-        return await run.client.batches.retrieve(batch.batch_id)
+        return await asked
     except openai.NotFoundError:
         # Forgetting it would ask (and pay) again, and it may be base_url that is wrong.
         path = run.store.path("batches", run.teacher.name)
-        what = f"HTTP 404: batch {batch.batch_id} is not known there; check base_url, or, if it is gone for good,"
-        raise Fault("stop", f"{what} take the lines of {batch.name} out of {path}") from None
+        told = f"HTTP 404: {what} is not known there; check base_url, or, if it is gone for good,"
+        raise Fault("stop", f"{told} take the lines of {batch.name} out of {path}") from None
 
 
 async def _find(run: Run, batch: Batch) -> Any:
@@ -277,15 +288,30 @@ def _read_back(run: Run, batch: Batch, content: bytes, by_key: dict[str, Task]) 
 
 
 async def _delete(run: Run, file_ids: list[str | None]) -> None:
+    """Delete files at the provider; say which could not be. Never stops the teacher: its answers are read already."""
+
+    async def delete(file_id: str) -> None:
+        try:
+            await run.client.files.delete(file_id)
+        except openai.NotFoundError:
+            pass  # gone already
+        except openai.APIError as error:
+            fault = fault_of(error, run.teacher, run.key)
+            raise replace(fault, kind="give_up") if fault.kind == "stop" else fault from None
+
     left = []
-    for file_id in file_ids:
-        if file_id:
-            try:
-                await _call(run, lambda file_id=file_id: run.client.files.delete(file_id))
-            except (Fault, Stopped):
-                left.append(file_id)
+    for file_id in filter(None, file_ids):
+        try:
+            await _call(run, lambda file_id=file_id: delete(file_id))
+        except Fault as fault:
+            left.append(f"{file_id} ({fault.what})")
+        except Stopped:
+            left.append(f"{file_id} (stopped before it)")
     if left:
-        run.display.say(f"{run.teacher.name}: could not delete at the provider: {', '.join(left)}; delete them there")
+        run.display.say(
+            f"{run.teacher.name}: could not delete at the provider: {', '.join(left)}; delete them there: they hold "
+            "films or answers"
+        )
 
 
 async def _call(run: Run, ask: Callable[[], Awaitable[T]]) -> T:

@@ -302,6 +302,46 @@ def test_a_batch_that_the_provider_does_not_know_stops_the_teacher_and_is_not_as
     assert count(world, "POST", "/v1/batches") == 1
 
 
+@pytest.mark.parametrize("mode", ["batch", "live"])
+def test_a_result_file_that_is_gone_stops_the_teacher_with_what_to_do(world, monkeypatch, capsys, mode):
+    world.films(2)
+    world.write(BATCH)
+    submit_and_stop(monkeypatch, world)
+    batch = world.rows("batches")[0]["batch"]
+    plain = world.server._batch
+    world.server._batch = lambda *a: (404, error("not_found")) if a[1].endswith("/content") else plain(*a)
+    world.write({**BATCH, "mode": mode})
+    capsys.readouterr()
+    assert collect(world) == 1
+    said = capsys.readouterr().out
+    log = world.store / "batches/a.jsonl"
+    assert "stopped: HTTP 404: file out-batch-0 of batch batch-0 is not known there; check base_url, or, " in said
+    assert f"if it is gone for good, take the lines of {batch} out of {log}\n" in said
+    assert world.server.asked() == [] and count(world, "POST", "/v1/batches") == 1
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if batch not in line))
+    world.server._batch = plain
+    assert collect(world) == 0
+
+
+@pytest.mark.parametrize(("status", "told"), [(404, None), (403, "HTTP 403"), (405, "HTTP 405")])
+def test_a_file_that_cannot_be_deleted_is_named_and_stops_nothing(world, capsys, status, told):
+    world.films(2)
+    plain = world.server._batch
+
+    def refuse(method, path, *more):
+        return (status, error(None)) if method == "DELETE" and "file-" in path else plain(method, path, *more)
+
+    world.server._batch = refuse
+    world.write({**BATCH, "batch_requests": 1, "concurrency": 1})
+    assert collect(world) == 0
+    said = capsys.readouterr()
+    assert "stopped" not in said.out + said.err
+    assert set(world.server.deleted) == {"out-batch-0", "out-batch-1"}
+    for name in [one for one in world.server.files if one.startswith("file-")]:
+        left = f"a: could not delete at the provider: {name} ({told}"
+        assert (left in said.err) == bool(told) and ("they hold films or answers\n" in said.err) == bool(told)
+
+
 def test_request_files_that_belong_to_no_batch_are_removed(world, capsys):
     world.films(1)
     world.write(BATCH)
