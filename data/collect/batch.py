@@ -197,10 +197,8 @@ async def _finish(run: Run, batch: Batch, seen: Any, by_key: dict[str, Task]) ->
 async def _submit(run: Run, batch: Batch) -> None:
     if batch.file_id is None:
         path = _file(run, batch)
-        # The client reads the file itself, in another thread.
-        made = await _call(run, lambda: run.client.files.create(file=path, purpose="batch"))
-        batch.file_id = made.id
-        _note(run, batch, "uploaded", file_id=made.id)
+        batch.file_id = await _upload(run, path)
+        _note(run, batch, "uploaded", file_id=batch.file_id)
         path.unlink()
 
     async def create() -> Any:
@@ -216,6 +214,29 @@ async def _submit(run: Run, batch: Batch) -> None:
     batch.batch_id = made.id
     _note(run, batch, "submitted", batch_id=made.id)
     run.display.say(f"{run.teacher.name}: batch {made.id} with {len(batch.requests)} requests submitted")
+
+
+async def _upload(run: Run, path: Path) -> str:
+    """Upload a file of requests; return its id. Says so where the provider may hold more of it than that one."""
+    unclear = False
+
+    async def create() -> Any:
+        nonlocal unclear
+        try:
+            # The client reads the file itself, in another thread.
+            return await run.client.files.create(file=path, purpose="batch")
+        except (openai.APIConnectionError, openai.InternalServerError):  # the file may have arrived all the same
+            unclear = True
+            raise
+
+    try:
+        return (await _call(run, create)).id
+    finally:
+        if unclear:
+            run.display.say(
+                f"{run.teacher.name}: an upload of {path.name} failed and may have arrived all the same; if the "
+                "provider lists a file of that name once its batch is read back, delete it there: it holds films"
+            )
 
 
 async def _retrieve(run: Run, batch: Batch) -> Any:

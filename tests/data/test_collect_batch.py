@@ -323,6 +323,28 @@ def test_a_result_file_that_is_gone_stops_the_teacher_with_what_to_do(world, mon
     assert collect(world) == 0
 
 
+@pytest.mark.parametrize(("status", "unclear"), [(502, True), (429, False)])
+def test_an_upload_that_may_have_arrived_twice_names_its_file(world, capsys, status, unclear):
+    world.films(2)
+    plain, tries = world.server._batch, []
+
+    def refuse_once(method, path, *more):
+        if (method, path) != ("POST", "/v1/files") or tries:
+            return plain(method, path, *more)
+        tries.append(path)
+        if unclear:
+            plain(method, path, *more)
+        return status, error("bad_gateway")
+
+    world.server._batch = refuse_once
+    world.write(BATCH)
+    assert collect(world) == 0
+    name = f"{world.rows('batches')[0]['batch']}.jsonl"
+    said = capsys.readouterr().err
+    assert said.count(f"an upload of {name} failed and may have arrived") == unclear
+    assert len(world.server.files) == unclear
+
+
 @pytest.mark.parametrize(("status", "told"), [(404, None), (403, "HTTP 403"), (405, "HTTP 405")])
 def test_a_file_that_cannot_be_deleted_is_named_and_stops_nothing(world, capsys, status, told):
     world.films(2)
