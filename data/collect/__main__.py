@@ -105,10 +105,15 @@ def _is_needed(plan: Plan, store: Store) -> bool:
 
 
 async def _ask(run: Run, tasks: list[Task]) -> None:
-    if run.teacher.mode == "batch":
-        await ask_batch(run, tasks)
-    else:
-        await ask_live(run, await read_batches(run, tasks))
+    try:
+        if run.teacher.mode == "batch":
+            await ask_batch(run, tasks)
+        else:
+            await ask_live(run, await read_batches(run, tasks))
+    except Exception:
+        # A full disk, or a defect: let the others finish what they have paid for, then report it.
+        run.stop_all()
+        raise
 
 
 async def _collect(
@@ -123,7 +128,7 @@ async def _collect(
         if _is_needed(plan, store):
             todo = plan.open(store)
             key = keys[plan.teacher.name]
-            run = Run(plan.teacher, key, make_client(plan.teacher, key), store, ledger, one, display)
+            run = Run(plan.teacher, key, make_client(plan.teacher, key), store, ledger, one, display, runs)
             runs.append(run)
             jobs.append(asyncio.create_task(_ask(run, todo)))
     if not jobs:
@@ -148,11 +153,6 @@ async def _collect(
         loop.add_signal_handler(number, on_signal)
     drawing = asyncio.create_task(display.keep_drawing())
     try:
-        await asyncio.wait(jobs, return_when=asyncio.FIRST_EXCEPTION)
-        if _error_of(jobs):
-            # A full disk, or a defect: let the others finish what they have paid for, then report it.
-            for run in runs:
-                run.stop("another teacher's run failed")
         await asyncio.wait(jobs)
     finally:
         drawing.cancel()

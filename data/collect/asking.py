@@ -6,9 +6,9 @@ event loop; an answer is on disk before its worker goes on.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import openai
 from aiolimiter import AsyncLimiter
@@ -51,6 +51,7 @@ class Run:
     ledger: Ledger
     counts: Counts
     display: Display
+    others: list["Run"] = field(default_factory=list)  # the runs of all teachers
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     not_before: float = 0.0
     failed_in_a_row: int = 0
@@ -72,6 +73,12 @@ class Run:
             self.counts.stopped = why
             self.display.say(f"{self.teacher.name}: stopped: {why}")
         self.stopping.set()
+
+    def stop_all(self) -> None:
+        """Stop this teacher, whose run failed, and all others: an answer that cannot be kept is paid for as well."""
+        self.stop("its run failed; requests under way are finished, then the error is told")
+        for run in self.others:
+            run.stop("another teacher's run failed")
 
     def worst(self, task: Task) -> Usage:
         """Upper bound of a request's tokens, raised by what the provider has billed before."""
@@ -188,9 +195,34 @@ def filtered_answer(run: Run, task: Task, fault: Fault) -> Answer:
 async def ask_live(run: Run, tasks: list[Task]) -> None:
     """Ask all tasks with the teacher's concurrency; returns when all are answered, given up, or the teacher stopped."""
     queue = iter(tasks)
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(run.teacher.concurrency, len(tasks))):
-            group.create_task(_work(run, queue))
+    await all_workers(run, [_work(run, queue) for _ in range(min(run.teacher.concurrency, len(tasks)))])
+
+
+async def all_workers(run: Run, workers: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Await a teacher's workers.
+
+    When one fails (a full disk, a defect), no teacher takes more requests, and those under way come back before the
+    error is raised: a TaskGroup would abandon them, and they are paid for.
+
+    Raises:
+        ExceptionGroup: the errors of all.
+    """
+    errors: list[Exception] = []
+
+    async def guarded(worker: Coroutine[Any, Any, None]) -> None:
+        try:
+            await worker
+        except Exception as error:
+            run.stop_all()
+            errors.append(error)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for worker in workers:
+                group.create_task(guarded(worker))
+    finally:  # also when it was cancelled meanwhile
+        if errors:
+            raise ExceptionGroup(run.teacher.name, errors)
 
 
 async def _work(run: Run, queue: Iterator[Task]) -> None:

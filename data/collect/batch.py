@@ -22,6 +22,7 @@ from data.collect.asking import (
     Run,
     Stopped,
     Task,
+    all_workers,
     body_or_failure,
     filtered_answer,
     make_answer,
@@ -92,9 +93,7 @@ async def ask_batch(run: Run, tasks: list[Task]) -> None:
     # A request of an earlier run may no longer be asked for (another split, another prompt): its answer is kept anyway.
     resumed, fresh = iter(queue), deque(task for task in tasks if task.key not in taken)
     planning = asyncio.Lock()  # or all workers would take turns at the queue and each get a fragment
-    async with asyncio.TaskGroup() as group:
-        for _ in range(run.teacher.concurrency):
-            group.create_task(_work(run, resumed, fresh, by_key, planning))
+    await all_workers(run, [_work(run, resumed, fresh, by_key, planning) for _ in range(run.teacher.concurrency)])
     if fresh and not run.stopping.is_set():
         run.stop(BUDGET_REACHED)
 

@@ -447,17 +447,30 @@ def test_no_key_in_any_file_or_output(world, capsys):
     assert "[key removed]" in world.trajectories("a")["s3"]["text"]
 
 
-def test_a_full_disk_ends_the_run_with_one_line_and_loses_no_answer(world, monkeypatch, capsys):
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_full_disk_ends_the_run_with_one_line_and_loses_no_answer(world, monkeypatch, capsys, concurrency):
     from data.collect import store
 
-    world.films(4)
-    world.write({"name": "a", "concurrency": 1}, {"name": "b", "concurrency": 1})
-    real, written = store.append_jsonl, []
+    world.films(8)
+    under_way, failed = threading.Barrier(2 * concurrency), threading.Event()
+
+    def answer(number, body):
+        """The requests of both teachers are all under way when the first answer cannot be written."""
+        if number <= concurrency:
+            under_way.wait(10)
+        if (body["model"], number) != ("a", 1):
+            failed.wait(10)
+            time.sleep(0.2)
+        return ok(number, body)
+
+    world.server.answers |= {"a": answer, "b": answer}
+    world.write({"name": "a", "concurrency": concurrency}, {"name": "b", "concurrency": concurrency})
+    real = store.append_jsonl
 
     def full(path, row):
-        if len(written) == 3:
+        if not failed.is_set():
+            failed.set()
             raise UserError(f"{path}: cannot be appended to (No space left on device)")
-        written.append(row)
         real(path, row)
 
     with monkeypatch.context() as patch:
@@ -465,9 +478,10 @@ def test_a_full_disk_ends_the_run_with_one_line_and_loses_no_answer(world, monke
         with pytest.raises(UserError, match="No space left"):
             collect(world)
     asked = len(world.server.asked())
-    assert len(world.rows()) == 3
+    assert asked == 2 * concurrency
+    assert len(world.rows()) == asked - 1 and world.rows("failures") == []
     assert collect(world) == 0
-    assert len(world.server.asked()) == asked + 8 - 3
+    assert len(world.server.asked()) == asked + 16 - (asked - 1)
 
 
 def test_errors_of_several_teachers_are_told_once_and_a_defect_first(caplog):
