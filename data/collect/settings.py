@@ -2,6 +2,7 @@
 
 import dataclasses
 import ipaddress
+import json
 import math
 import os
 import re
@@ -227,6 +228,14 @@ def _check_teacher(given: dict, where: str) -> None:
     for name in extra:
         if name in NOT_EXTRA or re.search(r"key|token$|secret|authorization", name.lower()):
             raise UserError(f"{where}: extra may not hold {name!r}; it has a field of its own or is a credential")
+    for name, value in (("model", given["model"]), ("prompt", prompt), ("extra", extra)):
+        try:
+            # As requests and keys are made of it: YAML also has dates, NaN, half characters and keys of several kinds.
+            json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError):
+            raise UserError(
+                f"{where}: {name} cannot be sent as JSON; use finite numbers, whole characters and quotes around dates"
+            ) from None
 
 
 def _check_url(given: dict, where: str) -> None:

@@ -1,5 +1,7 @@
 """The config: every field checked before anything is sent, keys never shown, credentialed films kept at home."""
 
+import datetime
+import math
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,12 @@ def test_the_example_reads_and_holds_seven_teachers():
         ({"mode": "bach"}, "did you mean 'batch'"),
         ({"extra": {"api_key": CANARY}}, "may not hold 'api_key'"),
         ({"extra": {"messages": []}}, "may not hold 'messages'"),
+        ({"extra": {"metadata": {"day": datetime.date(2024, 1, 1)}}}, "extra cannot be sent as JSON; .*quotes around"),
+        ({"extra": {"seed": math.nan}}, "extra cannot be sent as JSON; use finite numbers"),
+        ({"extra": {"logit_bias": {1: 5, "a": 5}}}, "extra cannot be sent as JSON"),
+        ({"extra": {"stop": "\ud800"}}, "extra cannot be sent as JSON; .*whole characters"),
+        ({"prompt": "What is \ud800 seen?"}, "prompt cannot be sent as JSON"),
+        ({"model": "m\ud800"}, "model cannot be sent as JSON"),
         ({"batch_requests": 60000}, "50000 at most"),
     ],
 )
