@@ -229,10 +229,8 @@ def add_voice(studies: Sequence[dict], name: str, paths: Sequence[Path]) -> Coun
     known = {study["id"] for study in studies}
     for path in paths:
         for line, row in read_jsonl(path):
-            if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("text"), str):
-                raise UserError(
-                    f'{path}:{line}: an answer needs an "id" and a string "text"; take a file of eval.predict'
-                )
+            if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("id", "text")):
+                raise UserError(f'{path}:{line}: an answer needs strings "id" and "text"; take a file of eval.predict')
             if row["id"] not in known or row["id"] in answers:
                 what = "is answered twice" if row["id"] in answers else "is not in the file of studies"
                 raise UserError(f"{path}:{line}: study {row['id']!r} {what}; check the files")

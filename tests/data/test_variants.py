@@ -233,10 +233,19 @@ def test_a_voice_that_breaks_off_or_babbles_is_counted_and_not_heard(tmp_path, a
     write_studies(tmp_path / "s.jsonl", studies)  # a record as any other
 
 
-@pytest.mark.parametrize("row", ['{"id": "train-0"}', '{"text": "No edema."}', '{"id": "train-0", "text": 3}', "[]"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"id": "train-0"}',
+        '{"text": "No edema."}',
+        '{"id": "train-0", "text": 3}',
+        '{"id": ["train-0"], "text": "No edema."}',
+        "[]",
+    ],
+)
 def test_a_row_that_is_no_answer_is_refused(tmp_path, row):
     (tmp_path / "a.jsonl").write_text(row + "\n")
-    with pytest.raises(UserError, match=r'a\.jsonl:1: an answer needs an "id" and a string "text"'):
+    with pytest.raises(UserError, match=r'a\.jsonl:1: an answer needs strings "id" and "text"'):
         add_voice([study(0)], "student", [tmp_path / "a.jsonl"])
 
 
