@@ -314,7 +314,8 @@ def main(argv: list[str] | None = None) -> None:
         counts.update(learn_consensus(studies))
     write_studies(args.out, studies)
     names = ("negatives", "seed", "weights", "learn_consensus", "films", "add_voice", "drop_voice")
-    manifest.write(args.out, {"studies": args.studies}, {name: getattr(args, name) for name in names})
+    answers = {f"add_voice {place}": given.partition("=")[2] for place, given in enumerate(args.add_voice, 1)}
+    manifest.write(args.out, {"studies": args.studies} | answers, {name: getattr(args, name) for name in names})
     for what, count in counts.items():
         print(f"{what}: {count}")
     print(f"written: {args.out} ({len(studies)} studies, those of other splits than train and validate unchanged)")

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from data import manifest
 from data.errors import UserError
 from data.findings import read_findings, summarise
 from data.findings_lexicon import FIVE
@@ -275,6 +276,18 @@ def test_command_line(tmp_path, capsys):
         with pytest.raises(UserError, match="is the input file"):
             main([*words, "--out", str(path)])
     assert out.read_bytes() == first
+
+
+def test_the_manifest_names_every_file_of_answers(tmp_path):
+    path, out = tmp_path / "studies.jsonl", tmp_path / "out.jsonl"
+    write_studies(path, [study(0), study(1)])
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for number, file in enumerate(files):
+        file.write_text(json.dumps({"id": f"train-{number}", "text": "No edema."}) + "\n")
+    main([str(path), "--out", str(out), *(word for file in files for word in ("--add-voice", f"student={file}"))])
+    assert manifest.stale(out) == []
+    files[1].write_text(json.dumps({"id": "train-1", "text": "Edema."}) + "\n")
+    assert manifest.stale(out) == [f"{out}: its input {files[1]} has changed since; make {out} anew"]
 
 
 @pytest.mark.parametrize(
