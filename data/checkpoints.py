@@ -2,7 +2,8 @@
 
 `python -m data.checkpoints latest DIR` prints the newest `checkpoint-N` of an ms-swift output folder, `best DIR` the
 one of the lowest validation loss;
-`python -m data.checkpoints describe PATH` prints what a checkpoint is, as JSON.
+`python -m data.checkpoints describe PATH` prints what a checkpoint is, as JSON. All take `--base DIR`, for an adapter
+whose base model has moved.
 """
 
 import argparse
@@ -197,7 +198,10 @@ def describe(path, base=None) -> dict:
     if Path(model).is_dir():
         _check_model(Path(model))
     elif not adapter or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        raise UserError(f"{path}: its base model {model} is not there; pass the base model's folder (--base DIR)")
+        raise UserError(
+            f"{path}: its base model {model} is not there; put it back, or pass its folder (--base DIR) to a command "
+            "that takes it"
+        )
     config = _json(Path(model) / "config.json") if Path(model).is_dir() else {}
     stage = None if not args else "critique" if args.get("rlhf_type") else "learn"
     model_type = args.get("model_type") or config.get("model_type")
@@ -335,13 +339,14 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data.checkpoints", description=__doc__.split("\n")[0])
     parser.add_argument("command", choices=("latest", "best", "describe"))
     parser.add_argument("path")
+    parser.add_argument("--base", help="for an adapter: its base model, if not where args.json says")
     args = parser.parse_args(argv)
     if args.command in ("latest", "best"):
         found = latest(args.path) if args.command == "latest" else best(args.path)
-        describe(found)
+        describe(found, args.base)
         print(found)
     else:
-        json.dump(describe(args.path), sys.stdout, indent=2)
+        json.dump(describe(args.path, args.base), sys.stdout, indent=2)
         print()
 
 

@@ -98,6 +98,21 @@ def test_a_missing_shard_and_a_missing_base(tmp_path):
         checkpoints.describe(adapter(tmp_path / "lora", tmp_path / "gone"))
 
 
+@pytest.mark.parametrize("command", ["latest", "best", "describe"])
+def test_an_adapter_whose_base_has_moved_is_found_with_its_new_place(tmp_path, capsys, command):
+    found = adapter(tmp_path / "run/checkpoint-10", tmp_path / "gone")
+    (found / "trainer_state.json").write_text('{"best_model_checkpoint": "run/checkpoint-10"}')
+    words = [command, str(found if command == "describe" else found.parent)]
+    with pytest.raises(UserError, match=r"gone is not there; put it back, or pass its folder \(--base DIR\)"):
+        checkpoints.main(words)
+    checkpoints.main([*words, "--base", str(model(tmp_path / "moved"))])
+    said = capsys.readouterr().out
+    if command == "describe":
+        assert json.loads(said)["model"] == str(tmp_path / "moved")
+    else:
+        assert said == f"{found}\n"
+
+
 def test_fingerprint_follows_the_content_not_the_place(tmp_path):
     one, two = model(tmp_path / "one"), model(tmp_path / "two")
     assert checkpoints.fingerprint(one) == checkpoints.fingerprint(two)
