@@ -133,3 +133,37 @@ def test_every_film_of_a_study_is_compared(tmp_path):
     films = [study("a", "p1") | {"images": ["x.png", "y.png"], "prompt": "<image><image>"}]
     write_studies(tmp_path / "s.jsonl", [*films, study("b", "p2", "test", image="y.png")])
     assert "but its film is in train with study 'a'" in refusal(check_splits, [tmp_path / "s.jsonl"])
+
+
+def test_one_name_in_two_folders_is_two_films_unless_they_have_one_image_root(tmp_path, capsys, monkeypatch):
+    files = [tmp_path / side / "studies.jsonl" for side in ("train", "test")]
+    for file in files:
+        write_studies(file, [study(file.parent.name, file.parent.name, file.parent.name, image="0001.png")])
+    with_root = ["x", *map(str, files), "--check", "--image-root", str(tmp_path)]
+    message = refusal(check_splits, files)
+    assert f"{files[0]}: its first film {tmp_path / 'train/0001.png'} is not there" in message
+    assert "give the --image-root" in message
+    for file in files:
+        (file.parent / "0001.png").write_bytes(file.parent.name.encode())
+    assert check_splits(files)["studies"] == {"train": 1, "test": 1}
+    monkeypatch.setattr(sys, "argv", with_root)
+    assert "but its film is in train" in refusal(main)
+    monkeypatch.setattr(sys, "argv", [*with_root[:-1], str(tmp_path / "nowhere")])
+    assert "image root is not a folder" in refusal(main)
+
+
+@pytest.mark.parametrize("name", ["films/./0001.png", "films//0001.png"])
+def test_a_film_is_the_same_however_its_path_is_written(tmp_path, name):
+    one, other = study("a", "p1", image="films/0001.png"), study("b", "p2", "test", image=name)
+    write_studies(tmp_path / "s.jsonl", [one, other])
+    message = refusal(check_splits, [tmp_path / "s.jsonl"])
+    assert "study 'b' is in test, but its film is in train" in message and "mend the paths in images" in message
+
+
+def test_nothing_is_written_where_a_film_would_be_on_two_sides(tmp_path):
+    rows = [study(f"s{n}", f"p{n}", image="shared.png") for n in range(4)]
+    write_studies(tmp_path / "s.jsonl", rows)
+    message = refusal(split_file, tmp_path / "s.jsonl", tmp_path / "o.jsonl", validate=0, test=0.5)
+    assert "s.jsonl:" in message and "give both the same patient if they are one patient's" in message
+    assert "python -m data.splits" not in message
+    assert not (tmp_path / "o.jsonl").exists()
