@@ -179,12 +179,14 @@ def read_jsonl(
             may have diverged; True refuses them.
 
     Raises:
-        UserError: "FILE:LINE: what; remedy" for a missing file, bytes that are not UTF-8, a line that is not JSON,
-            NaN or Infinity, or a key that stands twice in one object.
+        UserError: "FILE:LINE: what; remedy" for a missing or compressed file, bytes that are not UTF-8, a line that is
+            not JSON, NaN or Infinity, or a key that stands twice in one object.
     """
     with _open(path) as source:
         for number, raw in enumerate(source, 1):
             if number == 1:
+                if raw.startswith(b"\x1f\x8b"):
+                    raise UserError(f"{path}: is compressed (gzip); unpack it first (gunzip -k) and name what it holds")
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
             if not raw.strip():
                 continue

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import sqlite3
@@ -134,6 +135,7 @@ def test_read_jsonl_numbers_lines_and_passes_over_blank_ones(tmp_path):
         # iconv -f WINDOWS-1252 would make garbage of it.
         ('{"a": 1}\n'.encode("utf-16"), r":1: is UTF-16, not UTF-8; .*\(iconv -f UTF-16 -t UTF-8 converts it\)$"),
         (b"\xfe\xff\x00{\x00}\x00\n", ":1: is UTF-16, not UTF-8"),
+        (gzip.compress(b'{"a": 1}\n', mtime=0), r": is compressed \(gzip\); unpack it first \(gunzip -k\)[^:]*$"),
         (b'{"a": 1}\n{"a": }\n', r":2: not JSON at column 7 .*; write one JSON value on each line"),
         (b'{"a": 1,\n', r":1: not JSON at column 9 "),
         (b'{"a": 1,\r\n', r":1: not JSON at column 9 "),
