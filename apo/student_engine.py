@@ -3,6 +3,7 @@
 Named so that it shadows nothing: inside a `swift` process this folder is on sys.path[0].
 """
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -73,9 +74,16 @@ class Student:
     def answer(
         self, prompts: Sequence[tuple[str, Sequence[str]]], *, max_new_tokens: int, temperature: float, seed: int
     ) -> list[tuple[str, str]]:
-        """(text, finish_reason) for each (prompt, image paths). Temperature 0 is greedy."""
+        """(text, finish_reason) for each (prompt, image paths). Temperature 0 is greedy; above it, what is drawn
+        depends on the seed, the prompts and the names of their films, and not on what was asked before: a run that was
+        interrupted draws what it would have drawn. PyTorch's own generators are seeded for it.
+        """
+        import torch
         from swift.infer_engine import RequestConfig
 
+        if temperature > 0:  # the seed of a request is read by vllm alone
+            asked = [(prompt, [Path(image).name for image in images]) for prompt, images in prompts]
+            torch.manual_seed(int(hashlib.sha256(json.dumps([seed, asked]).encode()).hexdigest()[:15], 16))
         # The penalty is stated because a checkpoint's own generation_config.json may carry another (Qwen2.5-VL: 1.05).
         config = RequestConfig(max_tokens=max_new_tokens, temperature=temperature, repetition_penalty=1.0, seed=seed)
         requests = [self._request(prompt, images) for prompt, images in prompts]
