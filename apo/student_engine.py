@@ -68,8 +68,17 @@ class Student:
         return InferRequest(messages=[{"role": "user", "content": prompt}], images=list(images))
 
     def length(self, prompt: str, images: Sequence[str]) -> int:
-        """Tokens of a prompt as the model gets it, film tokens included."""
-        return len(self.engine.template.encode(self._request(prompt, images))["input_ids"])
+        """Tokens of a prompt as the model gets it, film tokens included; max_length + 1 for any that it cannot take."""
+        from swift.template.base import MaxLengthError
+
+        template, mode = self.engine.template, self.engine.template.mode
+        template.set_mode("transformers")  # for vllm a film is one token, which vllm itself replaces by all
+        try:
+            return len(template.encode(self._request(prompt, images))["input_ids"])
+        except MaxLengthError:
+            return self.max_length + 1
+        finally:
+            template.set_mode(mode)
 
     def answer(
         self, prompts: Sequence[tuple[str, Sequence[str]]], *, max_new_tokens: int, temperature: float, seed: int
