@@ -24,6 +24,7 @@ class Tests(NamedTuple):
     spread, spread_p: [V, groups + 1] standard deviation of the bins' means about the overall mean, weighted by claims.
     lag, lag_p: [V, BINS - 1] for delta = 1..BINS-1, all groups together: root mean square difference of the means of
         bins delta apart, weighted by n_j n_j+delta / (n_j + n_j+delta); nan where no two bins have claims.
+    A p-value is nan where nothing is tested: no statistic, or no trajectory (of that group) with claims in two bins.
     trajectories: how many have claims in two bins or more; only these can tell anything.
     """
 
@@ -89,7 +90,13 @@ def permutation_tests(
     with np.errstate(invalid="ignore", divide="ignore"):
         means = np.where(n > 0, s / n, np.nan)
     total = 1.0 + permutations
-    return Tests(means, n, spread, above_spread / total, lag, above_lag / total, sum(len(rows) for rows in blocks))
+    # A p of 1 would make the others' correction (`holm`) stricter for a test that cannot reject.
+    tested = np.zeros(groups + 1, bool)
+    for rows in blocks:
+        tested[cell_group[rows[:, 0]]] = tested[groups] = True
+    spread_p = np.where(tested, above_spread / total, np.nan)
+    lag_p = np.where(tested[groups] & ~np.isnan(lag), above_lag / total, np.nan)
+    return Tests(means, n, spread, spread_p, lag, lag_p, sum(len(rows) for rows in blocks))
 
 
 def _statistics(n: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -61,8 +61,25 @@ def test_cells_stay_whole_and_trajectories_apart():
     tests = permutation_tests(
         trajectory, trajectory * 0, bins, np.array([1.0, 1, 0, 0]), groups=1, permutations=50, seed=0
     )
-    assert tests.trajectories == 0 and tests.spread_p.tolist() == [[1.0, 1.0]]
+    assert tests.trajectories == 0 and np.isnan(tests.spread_p).all() and np.isnan(tests.lag_p).all()
     assert tests.means[0, -1, 0] == 1.0 and tests.counts[-1].tolist() == [2] + [0] * 8 + [2]
+
+
+def test_what_cannot_be_tested_has_no_p_and_does_not_count_in_the_correction():
+    # Group 0 speaks in bins 0 and 1 only, group 1 has one cell a trajectory.
+    trajectory, group = np.array([0, 0, 1, 1, 2, 3]), np.array([0, 0, 0, 0, 1, 1])
+    tests = permutation_tests(
+        trajectory,
+        group,
+        np.array([0, 1, 0, 1, 0, 1]),
+        np.array([0.0, 1, 0, 1, 0, 1]),
+        groups=2,
+        permutations=50,
+        seed=0,
+    )
+    assert np.isnan(tests.lag_p[0]).tolist() == [False] + [True] * 8 == np.isnan(tests.lag[0]).tolist()
+    assert holm(tests.lag_p[0])[0] == tests.lag_p[0, 0]
+    assert np.isnan(tests.spread_p[0]).tolist() == [False, True, False]
 
 
 def test_lags_are_those_of_all_groups_together():
