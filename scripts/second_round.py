@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from apo.consensus import NEEDS_MODEL, STRATEGIES
+from apo.heard import hear
 from apo.labels import read_labels, refuse_labels
 from data import checkpoints
 from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
@@ -119,23 +120,29 @@ def told(args: argparse.Namespace) -> list[object]:
     return words + (["--label-limit", args.label_limit] if args.label_limit else [])
 
 
-def statuses(studies: Iterable[dict], name: str) -> Counter[str]:
-    """How many trajectories of teacher `name` have which status."""
-    return Counter(one["status"] for study in studies for one in study["trajectories"] if one["teacher"] == name)
+def hearing(studies: Iterable[dict], name: str) -> Counter[str]:
+    """In how many studies `name` is "heard", or why it is not: its status, "refused" by its text, "says nothing" of a
+    finding, or "not answered"."""
+    counts: Counter[str] = Counter()
+    for study in studies:
+        one = hear(study | {"trajectories": [one for one in study["trajectories"] if one["teacher"] == name]})
+        why = one.unheard.get(name) or ("not answered" if name not in one.says else "says nothing")
+        counts["heard" if one.says.get(name) else why] += 1
+    return counts
 
 
 def refuse_unheard(heard: Path, answers: Path, name: str) -> None:
-    """Raises UserError where no answer of `name` in the studies `heard` is usable: the round would be the first again.
+    """Raises UserError where no answer of `name` in the studies `heard` has a vote: the round would be the first again.
 
     Args:
         answers: the file that the message names.
     """
-    counts = statuses(read_studies(heard), name)
-    if not counts["ok"]:
+    counts = hearing(read_studies(heard), name)
+    if not counts["heard"]:
         why = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         raise UserError(
-            f"{answers}: no answer of {name} is heard ({why or 'none given'}); truncated ones need a higher "
-            "--max-new-tokens (and --overwrite), empty ones a student that was trained longer"
+            f"{answers}: no answer of {name} is heard ({why}); truncated ones need a higher "
+            "--max-new-tokens (and --overwrite), others a student that was trained longer"
         )
 
 
@@ -157,13 +164,13 @@ def next_commands(
 
 
 def summary(again: Path, name: str) -> str:
-    """How many answers of `name` were heard, which not and why, and how many studies have no consensus."""
+    """In how many studies `name` was heard, in which not and why, and how many have no consensus."""
     answers, missing = Counter(), 0
     for study in read_studies(again):
-        answers.update(statuses([study], name))
+        answers.update(hearing([study], name))
         missing += study.get("consensus") is None
-    heard = answers.pop("ok", 0)
-    others = "".join(f", {count} {status} and not heard" for status, count in sorted(answers.items()))
+    heard = answers.pop("heard", 0)
+    others = "".join(f", {count} {why} and not heard" for why, count in sorted(answers.items()))
     return f"answers of {name}: {heard} heard{others}; studies without a consensus: {missing}"
 
 
@@ -183,7 +190,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     # A text that fails must not hold up all others: such studies are counted below and set aside by Critique.
     compare = [*options, *processes, "--allow-failures"] if args.strategy in NEEDS_MODEL else [*options, *told(args)]
     listen = compare_commands(student, heard, root, again, made, args.name, args.strategy, compare)
-    stages.run_stage(args.out, CHAIN, "voice", speak, keep=True, careful=True)
+    # The folders of a checkpoint and its base keep their names when they are trained again.
+    asked = checkpoints.fingerprint(args.checkpoint, args.base)
+    stages.run_stage(args.out, CHAIN, "voice", speak, keep=True, careful=True, reads=asked, repeat=args.overwrite)
     if not args.allow_unheard:
         refuse_unheard(heard, voice / "answers.jsonl", args.name)
     stages.run_stage(args.out, CHAIN, "compare", listen, keep=True, careful=True)

@@ -61,14 +61,14 @@ def split_commands(words: list[str]) -> list[list[str]]:
     return commands
 
 
-def fingerprints(commands: list[list[str]], upstream: dict | None, out: Path) -> list[str]:
+def fingerprints(commands: list[list[str]], upstream: dict | None, out: Path, reads: str | None = None) -> list[str]:
     """Hex digests of the commands, the contents of the files they name, and the marker of the stage before.
 
     The first is what markers get: `out` and the checkout may be moved. The others are those of older markers: of config
     files alone, then also with paths as they stand. Files below `out` are what stages make: the chain of markers stands
-    for them.
+    for them. `reads` stands for folders that the commands read, as a checkpoint, of which the names alone would count.
     """
-    before = json.dumps(upstream, sort_keys=True).encode()
+    before = json.dumps(upstream, sort_keys=True).encode() + (reads or "").encode()
     moved = [[_from_folders(word, out) for word in command] for command in commands]
     read = _files(commands, out)
     digests = "".join(sha256_file(path) for path in read).encode()
@@ -100,6 +100,8 @@ def run_stage(
     outputs: list[str] | None = None,
     keep: bool = False,
     careful: bool = False,
+    reads: str | None = None,
+    repeat: bool = False,
     made_by: dict | None = None,
 ) -> bool:
     """Run a stage unless it is finished; returns whether it ran.
@@ -107,6 +109,8 @@ def run_stage(
     Args:
         keep: the commands go on by themselves after an interruption.
         careful: and they refuse what other settings made: an earlier run's outputs are left to them in any case.
+        reads: what identifies the folders that the commands read; a change of it makes the stage run again.
+        repeat: run a finished stage again.
         made_by: what to note of the code in the stage's marker; a stage that goes on has one entry for each start that
             differs from the one before.
 
@@ -131,10 +135,10 @@ def run_stage(
             if not upstream or upstream["state"] != "done":
                 raise UserError(f"stage {name}: {chain[number - 1]} before it is not finished; run the stages in order")
         marker = read_marker(out, name)
-        now = fingerprints(commands, upstream, out)
+        now = fingerprints(commands, upstream, out, reads)
         same = bool(marker and marker["fingerprint"] in now)
         missing = [o for o in outputs if not (out / o).exists()]
-        if marker and marker["state"] == "done" and same and not missing:
+        if marker and marker["state"] == "done" and same and not missing and not repeat:
             print(f"{title}: finished before, {marker['seconds']:.0f} s; not repeated", flush=True)
             return False
         resume = bool(keep and marker and marker["state"] == "running" and same)
@@ -190,7 +194,9 @@ def reason(marker: dict, same: bool, missing: list[str]) -> str:
     """Why a stage with this marker is not finished and does not go on; `same`: its fingerprint is unchanged."""
     if not same:
         return "its settings, a file that it reads or an earlier stage changed"
-    return f"{missing[0]} is missing" if marker["state"] == "done" else "it was interrupted"
+    if marker["state"] != "done":
+        return "it was interrupted"
+    return f"{missing[0]} is missing" if missing else "as it was told to"
 
 
 def clear(out: Path, name: str, outputs: list[str], owned: list[str]) -> None:

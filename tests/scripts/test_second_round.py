@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from data import checkpoints
 from data.errors import UserError
 from data.phantom.student import Shape, build_student
-from data.records import read_studies
+from data.records import read_studies, write_studies
 from scripts import launch, second_round, stages
 from scripts.plan import ROOT
 from scripts.settings import parse_command
+from tests.apo import voices
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +114,48 @@ def test_the_student_is_heard_and_is_no_negative(world, tmp_path, speaking, monk
     monkeypatch.setattr(launch, "execute", lambda plan, lock: 0)
     assert launch.main(["apo", str(ROOT / "configs/apo_phantom.yaml"), *given]) == 0
     assert (tmp_path / "critique/rows/train.jsonl").exists()
+
+
+def test_who_declines_or_says_nothing_is_not_heard(tmp_path, capsys):
+    texts = ["No edema.", "I am sorry, but I cannot interpret medical images.", "The film is rotated.", "", None]
+    studies = [voices.study([], name=f"s{n}") for n in range(5)]
+    for one, text in zip(studies, texts, strict=True):
+        if text is not None:
+            one["trajectories"] = [{"teacher": "student", "text": text, "status": "ok" if text else "empty"}]
+    path = tmp_path / "studies.jsonl"
+    write_studies(path, studies)
+    told = (
+        "1 heard, 1 empty and not heard, 1 not answered and not heard, 1 refused and not heard, 1 says nothing and not"
+    )
+    assert told in second_round.summary(path, "student")
+    write_studies(path, studies[1:3])
+    with pytest.raises(UserError, match=r"no answer of student is heard \(1 refused, 1 says nothing\); "):
+        second_round.refuse_unheard(path, tmp_path / "answers.jsonl", "student")
+
+
+def test_a_student_that_was_trained_again_is_asked_again(world, tmp_path, monkeypatch, capsys):
+    student, first = world
+
+    def ran(command, log, *_, **__):
+        folder = tmp_path / ("compare" if "apo.compare" in command else "voice")
+        folder.mkdir(exist_ok=True)
+        return 0
+
+    monkeypatch.setattr(stages, "execute", ran)
+    monkeypatch.setattr(second_round, "summary", lambda *_: "")
+    monkeypatch.setattr(second_round, "refuse_unheard", lambda *_: None)
+    words = [str(student), str(first), "--out", str(tmp_path)]
+
+    def again(*more):
+        capsys.readouterr()
+        second_round.main([*words, *more])
+        return re.findall(r"\] (voice|compare): (runs again|finished before)", capsys.readouterr().out)
+
+    assert again() == []
+    assert again() == [("voice", "finished before"), ("compare", "finished before")]
+    monkeypatch.setattr(checkpoints, "fingerprint", lambda *_: "other weights")
+    anew = [("voice", "runs again"), ("compare", "runs again")]
+    assert again() == again("--overwrite") == again("--overwrite") == anew
 
 
 def test_an_adapter_is_merged_first():
