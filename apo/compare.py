@@ -174,8 +174,9 @@ def run_here(args: argparse.Namespace, info: dict | None, root: str, studies: li
     print(f"written: {args.out} ({len(studies)} studies, image paths relative to {root})")
     if failed and not args.allow_failures:
         print(
-            f"error: {sum(failed.values())} generations failed; run again with other settings, or pass "
-            "--allow-failures to go on without these studies",
+            f"error: {sum(failed.values())} generations failed; the output is written, without a consensus for these "
+            "studies, which Critique sets aside with --on_missing_consensus drop; --allow-failures takes that for "
+            "success (exit status 0), other settings ask them again",
             file=sys.stderr,
         )
         return 1

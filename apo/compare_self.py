@@ -19,6 +19,7 @@ from data.records import PLACEHOLDER, image_paths
 from scripts import machine
 
 Write = Callable[[Sequence[tuple[str, Sequence[str]]]], list[tuple[str, str]]]
+FINISHED, FAILED = {"id", "key", "text", "order", "dropped"}, {"id", "key", "failure"}  # what a row of the store holds
 
 
 def self_answers(
@@ -31,6 +32,7 @@ def self_answers(
     batch_size: int,
     student: Callable[[], tuple[Write, Callable[[str, Sequence[str]], int], int]],
     keep_cut_off: bool = False,
+    keep_failures: bool = False,
     made: Path | None = None,
 ) -> Iterator[Answer]:
     """Prompts, generates and stores row by row; yields one Answer a study, in order.
@@ -42,6 +44,7 @@ def self_answers(
         student: called once, and only if something is left to generate: (write, length, limit), where write maps
             (prompt, image paths) to (text, finish_reason), length counts a prompt's tokens and limit is their maximum.
         keep_cut_off: take texts that ran into the token limit instead of counting them as failed.
+        keep_failures: store failures, too: where nothing is drawn, asking again gives the same.
         made: JSONL of further finished rows, of these and other studies, which is only read.
     """
     studies = list(studies)
@@ -55,7 +58,7 @@ def self_answers(
     done, other = {}, 0
     for path in (store, made):
         for line, row in read_jsonl(path, torn="drop") if path and path.exists() else ():
-            if not isinstance(row, dict) or not {"id", "key", "text", "order", "dropped"} <= row.keys():
+            if not isinstance(row, dict) or not any(kind <= row.keys() for kind in (FINISHED, FAILED)):
                 raise UserError(f"{path}:{line}: not a row of a compare run; remove the file or choose another --out")
             if keys.get(row["id"]) == row["key"]:
                 done[row["id"]] = row
@@ -63,7 +66,7 @@ def self_answers(
                 other += path == store or row["id"] in keys
     if done or other:
         note = f" ({other} of other settings or studies not used)" if other else ""
-        print(f"resuming: {len(done)} of {len(keys)} consensuses are there already{note}", flush=True)
+        print(f"resuming: {len(done)} of {len(keys)} answers are there already{note}", flush=True)
     asked = [s for s in studies if s["id"] in keys]
     # What shares a batch changes a text now and then (by its rounding), so it must not depend on interruptions: the
     # batches are cut once, and one that lacks an answer is asked as a whole.
@@ -71,6 +74,12 @@ def self_answers(
     grid = [batch for batch in grid if any(s["id"] not in done for s in batch)]
     total = sum(s["id"] not in done for s in asked)
     failed: dict[str, str] = {}
+
+    def fail(study: dict, why: str) -> None:
+        failed[study["id"]] = why
+        if keep_failures and study["id"] not in done:
+            append_jsonl(store, {"id": study["id"], "key": keys[study["id"]], "failure": why})
+
     if grid:
         write, length, limit = student()
         start = time.monotonic()
@@ -82,7 +91,7 @@ def self_answers(
                 images = image_paths(study, root)
                 prompt = self_prompt(study, study_rng(study, seed), length=partial(length, images=images), limit=limit)
                 if prompt is None:
-                    failed[study["id"]] = "too long with a single trajectory"
+                    fail(study, "too long with a single trajectory")
                 else:
                     batch.append((study, prompt, images))
             texts = write([(prompt.text, images) for _, prompt, images in batch]) if batch else []
@@ -94,11 +103,11 @@ def self_answers(
                 if (
                     finish == "length" and not keep_cut_off
                 ):  # a positive that stops in mid-sentence would teach just that
-                    failed[study["id"]] = "cut off at --max-new-tokens"
+                    fail(study, "cut off at --max-new-tokens")
                 elif not text.strip():
-                    failed[study["id"]] = "empty"
+                    fail(study, "empty")
                 elif PLACEHOLDER.search(text) or "\0" in text:  # no study record may hold one
-                    failed[study["id"]] = "a special token in the text"
+                    fail(study, "a special token in the text")
                 else:
                     row = {"id": study["id"], "key": keys[study["id"]], "text": text.strip()}
                     row |= {"order": prompt.order, "dropped": prompt.dropped}
@@ -110,10 +119,10 @@ def self_answers(
             print(f"self: {new}/{total} studies, {seconds:.0f} s, about {left:.0f} s left", flush=True)
     for study in studies:
         row = done.get(study["id"])
-        if row:
+        if row and "failure" not in row:
             yield Answer(SelfPrompt("", row["order"], row["dropped"]), row["text"], None)
         else:
-            yield Answer(None, None, failed.get(study["id"]))
+            yield Answer(None, None, row["failure"] if row else failed.get(study["id"]))
 
 
 def run_self(args, info: dict, studies: list[dict], root: str, failed: Counter) -> list[dict | None]:
@@ -151,6 +160,7 @@ def run_self(args, info: dict, studies: list[dict], root: str, failed: Counter) 
             batch_size=args.batch_size,
             student=student,
             keep_cut_off=args.cut_off == "keep",
+            keep_failures=args.temperature == 0,
             made=args.made,
         ):
             if one.failure:

@@ -333,7 +333,14 @@ def test_failed_generations_are_counted_and_the_exit_status_says_so(studies, fak
     printed = capsys.readouterr().out
     assert "1 empty" in printed and "1 cut off at --max-new-tokens" in printed and "1 no ok trajectory" in printed
     assert "1 a special token in the text" in printed
-    assert run(studies, "--allow-failures")[0] == 0
+    asked = len(fake.asked)
+    assert run(studies, "--allow-failures")[0] == 0 and len(fake.asked) == asked, "greedy: it would fail again"
+    told = capsys.readouterr()
+    assert "1 empty" in told.out and "1 cut off at --max-new-tokens" in told.out and told.err == ""
+    for _ in range(2):
+        asked = len(fake.asked)
+        assert run(studies, "--temperature", "0.5", out="drawn.jsonl")[0] == 1 and len(fake.asked) > asked
+    assert "the output is written, without a consensus for these studies" in capsys.readouterr().err
     status, out = run(studies, "--cut-off", "keep", "--allow-failures", out="kept.jsonl")
     assert {r["id"]: r for r in load(out, studies.parent)}["s2"]["consensus"]
 
