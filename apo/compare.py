@@ -37,8 +37,9 @@ from data.records import ALLOW_OUTSIDE, read_studies, require_images, root_of, w
 from scripts import doctor, side_by_side
 
 WHOLE = (1, 1)  # the shard that is all of the file
-# What `self` writes depends on these, and no other strategy looks at them.
+# No other strategy than `self` looks at these.
 SELF = ("seed", "max_new_tokens", "max_length", "temperature", "cut_off")
+SELF += ("base", "backend", "device", "batch_size", "allow_failures")
 NOT_ONE = "{}: not one consensus could be made; nothing was written"
 
 

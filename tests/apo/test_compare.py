@@ -148,11 +148,13 @@ def test_labels_of_training_studies_are_used_and_told(studies, capsys):
 
 
 def test_what_a_strategy_does_not_use_is_said(studies, capsys):
-    run(studies, "--strategy", "vote", checkpoint="-")
+    command = [str(studies), "--out", str(studies.parent / "o.jsonl"), "--strategy", "vote"]
+    compare.main(["-", *command])
     assert "not used" not in capsys.readouterr().out
-    run(studies, "--strategy", "vote", "--temperature", "0.7", "--cut-off", "keep", checkpoint="some/student")
-    told = capsys.readouterr().out
-    assert "note: vote needs no model and draws nothing; not used: some/student, --temperature, --cut-off\n" in told
+    unused = ["--temperature", "0.7", "--cut-off", "keep", "--base", "b", "--backend", "vllm", "--device", "cpu"]
+    compare.main(["some/student", *command, *unused, "--batch-size", "4", "--allow-failures"])
+    told = ", ".join(["some/student", *unused[::2], "--batch-size", "--allow-failures"])
+    assert f"note: vote needs no model and draws nothing; not used: {told}\n" in capsys.readouterr().out
 
 
 def test_quote_form_is_passed_on(studies):
