@@ -239,21 +239,24 @@ def depth_charts(depth: dict) -> list[dict]:
 
 
 def line_chart(series: Sequence[tuple[str, Sequence[tuple[float, float | None]]]], *, title: str) -> Markup | None:
-    """An SVG of (name, [(depth in percent, value or None)]) lines from zero up; None where there is no value."""
+    """An SVG of (name, [(depth in percent, value or None)]) lines from zero up, or from the lowest
+    value where that is below (an adjusted mean may be); None where there is no value."""
     lines = [(name, [(x, y) for x, y in points if y is not None]) for name, points in series]
     lines = [(name, points) for name, points in lines if points]
     if not lines:
         return None
     highest = max(y for _, points in lines for _, y in points)
-    step = next(s for s in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0) if highest <= 5 * s or s == 2.0)
+    lowest = min(0.0, *(y for _, points in lines for _, y in points))
+    step = next(s for s in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0) if max(highest, -lowest) <= 5 * s or s == 2.0)
     steps = max(math.ceil(highest / step - 1e-9), 1)
+    below = math.ceil(-lowest / step - 1e-9)
     return draw_lines(
         lines,
         title=title,
         x_label="depth, %",
         x_range=(0, 100),
         x_ticks=(0, 25, 50, 75, 100),
-        y_ticks=[k * step for k in range(steps + 1)],
+        y_ticks=[k * step for k in range(-below, steps + 1)],
         left=LEFT,
         middle=(LEFT + WIDTH) / 2,
     )

@@ -229,3 +229,10 @@ def test_published_case_drift():
     assert opposed == {t: 3 * (t in ("GPT-5-nano", "Qwen-VL-Max")) for t in r["heard"]}
     assert r["status"]["Moonshot-v1"] == {"refused": 1, "not asked": 0} and "Moonshot-v1" not in r["heard"]
     assert r["depth"]["conflict"]["adjusted"]["spread"][0]["p"] == 1.0, "one film cannot tell drift along the text"
+
+
+def test_the_axis_begins_below_the_lowest_point():
+    svg = str(drift_page.line_chart([("adjusted", [(5, -0.07), (15, 0.05)])], title="t")).partition("</svg>")[0]
+    frame = [float(y) for y in re.findall(r'<line [^>]*y1="([\d.]+)"', svg)]
+    drawn = [float(y) for _, y in re.findall(r"([\d.]+),([\d.]+)", re.search(r'points="([^"]+)"', svg)[1])]
+    assert min(frame) <= min(drawn) < max(drawn) <= max(frame)
