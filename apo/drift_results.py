@@ -24,7 +24,7 @@ DEFINITIONS = {
     "side. In the consensus, silence is absent: it drops what has no support.",
     "conflict": "Two texts both speak of a finding without hedging, and one says present and the other absent, or both "
     "say present and name different sides. A claim counts as what its whole text makes of it: left in one sentence and "
-    "right in the next is bilateral, and who denies one side does not contradict the other. Rates are shares of the "
+    "right in the next is bilateral, and a text that only denies a side denies the finding. Rates are shares of the "
     "findings that both speak of without hedging.",
     "laterality": "Opposed: left against right. Partial: bilateral against one side. Rates are shares of the present "
     "findings for which both name a side.",
