@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from apo.heard import Decision, Heard, denies_another_side, in_context, tally
+from apo.heard import Decision, Heard, denies_another_side, in_context, normal_by_others, tally
 from data.findings_lexicon import ORDER
 
 
@@ -30,7 +30,11 @@ def make_audit(
     "spans": {teacher: [[start, end, label, "consistent" | "conflict" | "uncertain"]]} into each trajectory's text,
     "consensus_spans": [[start, end, label, "agreed" | "corrected"]] into the consensus ("corrected": it contradicts at
     least one teacher), "unheard": {teacher: why it has no vote}}
+
+    Where the text does not say "No Finding", it follows from what the text says, as on the page of the drift.
     """
+    if "No Finding" not in stated and ("No Finding" in findings or any("No Finding" in v for v in one.says.values())):
+        findings = findings | {"No Finding": normal_by_others({label: findings[label] for label in stated})}
     out: dict = {"findings": {}, "spans": {}, "consensus_spans": [], "unheard": dict(one.unheard)}
     pieces = list(pieces)
     sources = {label: source for label, _, _, source in pieces}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from apo.heard import Decision, denies_another_side
+from apo.heard import Decision, denies_another_side, normal_by_others
 from data.findings import read_findings, summarise
 
 OUTCOMES = ("agree", "same_side", "state", "opposed", "partial", "uncertain", "unsupported", "silent")
@@ -35,6 +35,5 @@ def consensus_decisions(text: str, mentioned: Iterable[str] = ()) -> dict[str, D
     said = summarise(read_findings(text))
     out = {label: said.get(label, ("absent", None)) for label in (*said, *mentioned)}
     if "No Finding" in out and "No Finding" not in said:
-        sick = any(state != "absent" for label, (state, _) in said.items() if label != "Support Devices")
-        out["No Finding"] = ("absent" if sick else "present", None)
+        out["No Finding"] = normal_by_others(said)
     return out

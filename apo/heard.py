@@ -50,6 +50,15 @@ def denies_another_side(a: Decision, b: Decision) -> bool:
     return (denied[0], seen[0]) == ("absent", "present") and {denied[1], seen[1]} == {"left", "right"}
 
 
+def normal_by_others(said: dict[str, Decision]) -> Decision:
+    """ "No Finding" as it follows from what a text says of the other findings: present where none of them is, nor may
+    be; devices are no disease."""
+    sick = any(
+        state != "absent" for label, (state, _) in said.items() if label not in ("No Finding", "Support Devices")
+    )
+    return ("absent" if sick else "present", None)
+
+
 def presence_votes(heard: Sequence[Heard], teachers: Sequence[str], label: str) -> np.ndarray:
     """[studies, teachers] of 1 (present), 0 (absent or silent), -1 (uncertain, or no ok trajectory)."""
     votes = np.full((len(heard), len(teachers)), -1, np.int8)

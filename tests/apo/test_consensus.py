@@ -17,6 +17,17 @@ def test_audit_marks_no_conflict_where_all_say_the_same_of_two_sides(text):
     assert {kind for spans in result["audit"]["spans"].values() for *_, kind in spans} == {"consistent"}
 
 
+@pytest.mark.parametrize("strategy", [vote, dawid_skene, medoid])
+@pytest.mark.parametrize(
+    ("text", "state", "corrected"), [("No edema.", "present", []), ("Edema.", "absent", ["gamma"])]
+)
+def test_no_finding_that_is_not_said_follows_from_the_others(strategy, text, state, corrected):
+    texts = [f"No pleural effusion. {text} No pneumothorax."] * 2 + ["No acute cardiopulmonary abnormality."]
+    (result,) = strategy([study(texts)])
+    entry = result["audit"]["findings"]["No Finding"]
+    assert (entry["state"], entry["stated"], entry["corrected"]) == (state, False, corrected)
+
+
 def test_audit_is_complete():
     texts = [
         "Left effusion. Cardiomegaly.",
