@@ -123,14 +123,14 @@ def test_sides_are_weighed_by_what_teachers_are_worth():
     assert right(dawid_skene) > 0.97 > 0.9 > right(vote)
 
 
-def test_a_finding_that_was_turned_round_is_not_denied_against_its_posterior(monkeypatch):
+def test_with_labels_a_finding_is_not_denied_against_its_posterior(monkeypatch):
     def sure(votes, classes=2, **_):
         return error_rates.Fit(np.tile([0.1, 0.9], (len(votes), 1)), np.full((2, 2, 2), 0.5), np.array([0.1, 0.9]))
 
     monkeypatch.setattr(decisions, "fit_dawid_skene", sure)
-    monkeypatch.setattr(decisions, "orient", lambda fits, votes: (fits, ["Edema"]))
-    (result,) = dawid_skene([study(["No edema. No effusion."] * 2)])
-    assert said(result) == {"Pleural Effusion": ("absent", None)}
+    films = [study(["No edema. No effusion."] * 2)]
+    (free,), (result,) = dawid_skene(films), dawid_skene(films, labels={films[0]["id"]: {"Edema": True}})
+    assert set(said(free)) == {"Edema", "Pleural Effusion"} and set(said(result)) == {"Pleural Effusion"}
     entry = result["audit"]["findings"]["Edema"]
     assert (entry["state"], entry["stated"], entry["posterior"]) == ("absent", False, 0.9)
 
