@@ -5,8 +5,8 @@
   supports is to be dropped, which is the paper's rule; a teacher who seldom mentions a finding gets a low sensitivity,
   so its silence weighs little in `dawid_skene`.
 - The consensus never says what nobody said: a finding that no teacher claims is not present, whatever its posterior,
-  and one that is absent by silence alone is left out of the text. With labels so is one that
-  nobody claims and some deny against its posterior, as where it was turned round: there their denials speak for it.
+  and one that is absent by silence alone is left out of the text. So is one that nobody claims and some deny, but whose
+  posterior says that it is there: most of all where a finding was turned round, and denials speak for it.
 - If there is no vote and somebody is uncertain, the consensus is uncertain too.
 - The side is decided among the teachers who claim the decided state: plurality in `vote`, a three-class Dawid-Skene
   over all findings together in `dawid_skene` (wrong sides are a habit of a teacher, not of a finding). A tie names no
@@ -81,8 +81,7 @@ def decide(
     for one in decided:
         for label, (state, _) in one.findings.items():
             support = one.support[label]
-            believed = "labels" in support and support["posterior"] > 0.5  # without labels, texts stay as published
-            denied = support["votes"]["absent"] > 0 and not believed
+            denied = support["votes"]["absent"] > 0 and support.get("posterior", 0.0) <= 0.5
             if state != "absent" or (label in FIVE and denied):
                 one.stated.append(label)
     return decided, reliability
