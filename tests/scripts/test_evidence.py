@@ -65,6 +65,19 @@ def to_reference(row):
     return [fixed(100 * value, 1, "+" if i == 0 else "") for i, value in enumerate(difference[1:])]
 
 
+def mild(*paths, below=False):
+    """Of `pl_nll` in "balanced" and in "drift", for each of `paths`: less that of itself or less another row's; None:
+    nothing."""
+    found = []
+    for path in paths:
+        for world in ("balanced", "drift"):
+            if isinstance(path, str):
+                found += minus("pl_nll", path, world=world)
+            else:
+                found += above("pl_nll", path, world=world, below=below) if path else one("pl_nll", world=world)
+    return found
+
+
 README, EVIDENCE = "README.md", "docs/evidence.md"
 SECOND = ("two_rounds_n1", "n1")
 CLAIMS = [
@@ -146,6 +159,12 @@ CLAIMS = [
      lambda: one("n2") + one("n3") + one("n1")[:1] + one("pl_nll_again")[:1]),
     (EVIDENCE, "no better than the best teacher's (+{0}, {1} to {2})",
      lambda: above("compare_dawid_skene", BEST, world="published_even")),
+    (README, "one round is {0} ({1} to {2}) and {3} ({4} to {5}) above the best teacher", lambda: mild(BEST)),
+    (EVIDENCE, "each: {0} ({1} to {2}) and {3} ({4} to {5}) above the best teacher, {6} ({7} to {8}) and {9} ({10} to "
+     "{11}) above Learn.", lambda: mild(BEST, "learn")),
+    (EVIDENCE, "as well: {0} ({1} to {2}) and {3} ({4} to {5}) are {6} ({7} to {8}) and {9} ({10} to {11}) above the "
+     "best teacher and {12} ({13} to {14}) and {15} ({16} to {17}) above Learn.", lambda: mild(None, BEST, "learn")),
+    (EVIDENCE, "below its consensus, by {0} ({1} to {2}) and {3} ({4} to {5}).", lambda: mild(CONSENSUS, below=True)),
 ]  # fmt: skip
 
 
