@@ -23,7 +23,7 @@ from apo.refusals import (
 )
 from data import checkpoints
 from data.errors import UserError
-from data.images import FILM_KEYS
+from data.images import FILM_KEYS, film_settings
 from data.records import did_you_mean
 from scripts.ranges import check_values
 from scripts.settings import SCRIPTS, Command, Value, as_bool, as_count, as_list, merge, read_config
@@ -119,6 +119,10 @@ def _film_variables(plan: Plan) -> None:
     given = model_kwargs(plan.settings)
     named = {key.lower() for key in given}
     found = {key: os.environ[key.upper()] for key in FILM_KEYS if os.environ.get(key.upper()) and key not in named}
+    try:
+        film_settings({key.upper(): value for key, value in found.items()})
+    except ValueError as error:
+        raise UserError(f"environment: {error}; mend it or unset it") from None
     if found:
         plan.settings["model_kwargs"] = json.dumps(given | found)
         told = ", ".join(f"{key.upper()}={value}" for key, value in found.items())

@@ -475,7 +475,7 @@ def test_film_sizes_of_the_environment_become_settings(model, studies, tmp_path,
     assert any("MAX_PIXELS=3136; written into model_kwargs" in note for note in ran[0].notes)
     assert training_data.length_inputs(ran[0])[2] == (12544, 1, 4)
     monkeypatch.setenv("MAX_PIXELS", "many")
-    with pytest.raises(UserError, match="model_kwargs: max_pixels many: must be a whole number"):
+    with pytest.raises(UserError, match="environment: MAX_PIXELS many: must be a whole number above 0; mend"):
         run("sft", model, studies, tmp_path / "o2")
 
 
