@@ -165,6 +165,9 @@ CLAIMS = [
     (EVIDENCE, "as well: {0} ({1} to {2}) and {3} ({4} to {5}) are {6} ({7} to {8}) and {9} ({10} to {11}) above the "
      "best teacher and {12} ({13} to {14}) and {15} ({16} to {17}) above Learn.", lambda: mild(None, BEST, "learn")),
     (EVIDENCE, "below its consensus, by {0} ({1} to {2}) and {3} ({4} to {5}).", lambda: mild(CONSENSUS, below=True)),
+    (EVIDENCE, "four seeds: {0}, {1} to {2}, {3} below the best teacher, {4} to {5};",
+     lambda: one("pl_nll", world="published_even") + above("pl_nll", BEST, world="published_even", below=True)),
+    (EVIDENCE, "one negative is {0} above them, {1} to {2})", lambda: minus("n1", "pl_nll", world="published_even")),
 ]  # fmt: skip
 
 
