@@ -20,7 +20,7 @@ from apo.flops import Setup, Study
 from apo.plan_text import show
 from data.errors import UserError, run_cli
 from data.files import out_file, refuse_input, write_atomic
-from scripts.settings import as_bool, as_count, as_list, read_config, stage_of
+from scripts.settings import as_bool, as_count, as_list, model_kwargs, read_config, stage_of
 
 TEXT_TOKENS = 60  # system prompt, question and the marks of the chat template
 FILM_TOKENS = 1280  # max_pixels 1,003,520, which rounding to multiples of 28 may pass by 4 %
@@ -127,10 +127,8 @@ def resolve_setup(settings: dict, gpus: int) -> tuple[Setup, list[str]]:
     if tuner == "lora" and targets != ["all-linear"]:
         notes.append(f"target_modules {' '.join(targets)}: counted as all-linear")
     try:
-        given = json.loads(str(settings.get("model_kwargs", "{}")))
-        ours = {k.upper(): str(v) for k, v in given.items() if k.upper().startswith(options.PREFIX)}
-        chosen = options.resolve(ours)
-    except (ValueError, AttributeError) as error:
+        chosen = options.check_model_kwargs(model_kwargs(settings))
+    except ValueError as error:
         raise UserError(f"model_kwargs: {error}") from None
     try:
         epochs = float(str(settings.get("num_train_epochs", 3)))

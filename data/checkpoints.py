@@ -148,9 +148,8 @@ def set_aside_later(checkpoint) -> list[Path]:
     """
     checkpoint, moved = Path(checkpoint), []
     named = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-    for step in sorted(_steps(checkpoint.parent)) if named else []:
-        if step <= int(named[1]):
-            continue
+    later = [step for step in _steps(checkpoint.parent) if step > int(named[1])] if named else []
+    for step in sorted(later):
         path = checkpoint.parent / f"checkpoint-{step}"
         target, number = path.with_name(f"abandoned-{path.name}"), 1
         while target.exists():

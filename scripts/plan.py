@@ -26,7 +26,7 @@ from data.errors import UserError
 from data.images import FILM_KEYS, film_settings
 from data.records import did_you_mean
 from scripts.ranges import check_values
-from scripts.settings import SCRIPTS, Command, Value, as_bool, as_count, as_list, merge, read_config
+from scripts.settings import SCRIPTS, Command, Value, as_bool, as_count, as_list, merge, model_kwargs, read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = {"sft": "learn", "apo": "critique"}
@@ -252,17 +252,6 @@ def _fixed_flags(plan: Plan) -> None:
         plan.notes.append("save_only_model true: without optimizer state an interrupted run cannot be gone on with")
     if as_bool(settings, "strict", True) is False:
         plan.notes.append("strict false: ms-swift replaces rows that it cannot encode by random others")
-
-
-def model_kwargs(settings: dict[str, Value]) -> dict:
-    """ms-swift's `model_kwargs`, which it puts into the environment; UserError unless they are a JSON object."""
-    try:
-        given = json.loads(str(settings.get("model_kwargs", "{}")))
-    except ValueError:
-        given = None
-    if not isinstance(given, dict):
-        raise UserError("""model_kwargs: must be a JSON object, such as '{"max_pixels": 401408}'""")
-    return given
 
 
 def apo_options(settings: dict[str, Value]) -> Options:

@@ -265,3 +265,14 @@ def _kinds(stage: str) -> dict[str, Kind]:
 
 def _names(stage: str) -> frozenset[str]:
     return frozenset(_kinds(stage))
+
+
+def model_kwargs(settings: dict[str, Value]) -> dict:
+    """ms-swift's `model_kwargs`, which it puts into the environment; UserError unless they are a JSON object."""
+    try:
+        given = json.loads(str(settings.get("model_kwargs", "{}")))
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        raise UserError("""model_kwargs: must be a JSON object, such as '{"max_pixels": 401408}'""")
+    return given

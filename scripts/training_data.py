@@ -9,8 +9,8 @@ from data.errors import UserError
 from data.files import read_jsonl
 from data.records import did_you_mean
 from scripts.lengths import FilmLimits, Kept, check_lengths, film_limits, keep_fitting
-from scripts.plan import Plan, like_a_hub_name, model_kwargs
-from scripts.settings import PROJECT_KEYS, as_bool, as_count, as_list
+from scripts.plan import Plan, like_a_hub_name
+from scripts.settings import PROJECT_KEYS, as_bool, as_count, as_list, model_kwargs
 
 KIND = {"learn": "sft", "critique": "apo"}
 # What --loss_type may be beside our own: ms-swift's DPO, by the list in its trainer.
