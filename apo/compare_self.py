@@ -19,6 +19,7 @@ from data.records import PLACEHOLDER, image_paths
 from scripts import machine
 
 Write = Callable[[Sequence[tuple[str, Sequence[str]]]], list[tuple[str, str]]]
+Engine = tuple[Write, Callable[[str, Sequence[str]], int], int]  # write, a prompt's tokens, and their maximum
 FINISHED, FAILED = {"id", "key", "text", "order", "dropped"}, {"id", "key", "failure"}  # what a row of the store holds
 
 
@@ -30,7 +31,7 @@ def self_answers(
     settings: dict,
     seed: int,
     batch_size: int,
-    student: Callable[[], tuple[Write, Callable[[str, Sequence[str]], int], int]],
+    student: Callable[[], Engine],
     keep_cut_off: bool = False,
     keep_failures: bool = False,
     made: Path | None = None,
@@ -48,81 +49,99 @@ def self_answers(
         made: JSONL of further finished rows, of these and other studies, which is only read.
     """
     studies = list(studies)
+    keys = _keys(studies, root, settings, seed)
+    rows = _stored(keys, store, made)
+    asked = [study for study in studies if study["id"] in keys]
+    left = {study["id"] for study in asked if study["id"] not in rows}
+    # What shares a batch changes a text now and then (by its rounding), so it must not depend on interruptions: the
+    # batches are cut once, and one that lacks an answer is asked as a whole.
+    grid = [asked[at : at + batch_size] for at in range(0, len(asked), batch_size)]
+    grid = [batch for batch in grid if any(study["id"] in left for study in batch)]
+    if grid:
+        engine = student()
+        start = time.monotonic()
+        new = 0
+        for batch in grid:
+            for row in _ask(batch, keys, root, seed, engine, keep_cut_off):
+                if row["id"] not in left:
+                    continue
+                rows[row["id"]] = row
+                new += 1
+                if keep_failures or "failure" not in row:
+                    append_jsonl(store, row)
+            seconds = time.monotonic() - start
+            to_go = seconds / new * (len(left) - new)
+            print(f"self: {new}/{len(left)} studies, {seconds:.0f} s, about {to_go:.0f} s left", flush=True)
+    for study in studies:
+        row = rows.get(study["id"], {})
+        if "text" in row:
+            yield Answer(SelfPrompt("", row["order"], row["dropped"]), row["text"], None)
+        else:
+            yield Answer(None, None, row.get("failure"))
+
+
+def _keys(studies: Sequence[dict], root: str, settings: dict, seed: int) -> dict[str, str]:
+    """{study id: digest of all that its answer depends on} of the studies that the student can be asked about."""
     basis = json.dumps(settings, sort_keys=True)
-    keys: dict[str, str] = {}
+    keys = {}
     for study in studies:
         whole = self_prompt(study, study_rng(study, seed))
         if whole is not None:
             films = [sha256_file(path) for path in image_paths(study, root)]
             keys[study["id"]] = hashlib.sha256(json.dumps([basis, whole.text, films]).encode()).hexdigest()
-    done, other = {}, 0
+    return keys
+
+
+def _stored(keys: dict[str, str], store: Path, made: Path | None) -> dict[str, dict]:
+    """{study id: its row} of what both files hold under these keys; prints how many, and how many under others."""
+    rows, other = {}, 0
     for path in (store, made):
         for line, row in read_jsonl(path, torn="drop") if path and path.exists() else ():
             if not isinstance(row, dict) or not any(kind <= row.keys() for kind in (FINISHED, FAILED)):
                 raise UserError(f"{path}:{line}: not a row of a compare run; remove the file or choose another --out")
             if keys.get(row["id"]) == row["key"]:
-                done[row["id"]] = row
+                rows[row["id"]] = row
             else:
                 other += path == store or row["id"] in keys
-    if done or other:
+    if rows or other:
         note = f" ({other} of other settings or studies not used)" if other else ""
-        print(f"resuming: {len(done)} of {len(keys)} answers are there already{note}", flush=True)
-    asked = [s for s in studies if s["id"] in keys]
-    # What shares a batch changes a text now and then (by its rounding), so it must not depend on interruptions: the
-    # batches are cut once, and one that lacks an answer is asked as a whole.
-    grid = [asked[at : at + batch_size] for at in range(0, len(asked), batch_size)]
-    grid = [batch for batch in grid if any(s["id"] not in done for s in batch)]
-    total = sum(s["id"] not in done for s in asked)
-    failed: dict[str, str] = {}
+        print(f"resuming: {len(rows)} of {len(keys)} answers are there already{note}", flush=True)
+    return rows
 
-    def fail(study: dict, why: str) -> None:
-        failed[study["id"]] = why
-        if keep_failures and study["id"] not in done:
-            append_jsonl(store, {"id": study["id"], "key": keys[study["id"]], "failure": why})
 
-    if grid:
-        write, length, limit = student()
-        start = time.monotonic()
-        new = 0
-        for chosen in grid:
-            missing = {s["id"] for s in chosen if s["id"] not in done}
-            batch: list[tuple[dict, SelfPrompt, list[str]]] = []
-            for study in chosen:
-                images = image_paths(study, root)
-                prompt = self_prompt(study, study_rng(study, seed), length=partial(length, images=images), limit=limit)
-                if prompt is None:
-                    fail(study, "too long with a single trajectory")
-                else:
-                    batch.append((study, prompt, images))
-            texts = write([(prompt.text, images) for _, prompt, images in batch]) if batch else []
-            if len(texts) != len(batch):
-                raise RuntimeError(f"{len(texts)} answers to {len(batch)} prompts")
-            for (study, prompt, _), (text, finish) in zip(batch, texts, strict=True):
-                if study["id"] not in missing:
-                    continue
-                if (
-                    finish == "length" and not keep_cut_off
-                ):  # a positive that stops in mid-sentence would teach just that
-                    fail(study, "cut off at --max-new-tokens")
-                elif not text.strip():
-                    fail(study, "empty")
-                elif PLACEHOLDER.search(text) or "\0" in text:  # no study record may hold one
-                    fail(study, "a special token in the text")
-                else:
-                    row = {"id": study["id"], "key": keys[study["id"]], "text": text.strip()}
-                    row |= {"order": prompt.order, "dropped": prompt.dropped}
-                    append_jsonl(store, row)
-                    done[study["id"]] = row
-            new += len(missing)
-            seconds = time.monotonic() - start
-            left = seconds / new * (total - new)
-            print(f"self: {new}/{total} studies, {seconds:.0f} s, about {left:.0f} s left", flush=True)
-    for study in studies:
-        row = done.get(study["id"])
-        if row and "failure" not in row:
-            yield Answer(SelfPrompt("", row["order"], row["dropped"]), row["text"], None)
+def _ask(
+    batch: Sequence[dict], keys: dict[str, str], root: str, seed: int, engine: Engine, keep_cut_off: bool
+) -> Iterator[dict]:
+    """One batch: a row of the store for each of its studies, finished or failed."""
+    write, length, limit = engine
+    asked: list[tuple[dict, SelfPrompt, list[str]]] = []
+    for study in batch:
+        row = {"id": study["id"], "key": keys[study["id"]]}
+        images = image_paths(study, root)
+        prompt = self_prompt(study, study_rng(study, seed), length=partial(length, images=images), limit=limit)
+        if prompt is None:
+            yield row | {"failure": "too long with a single trajectory"}
         else:
-            yield Answer(None, None, row["failure"] if row else failed.get(study["id"]))
+            asked.append((row, prompt, images))
+    texts = write([(prompt.text, images) for _, prompt, images in asked]) if asked else []
+    if len(texts) != len(asked):
+        raise RuntimeError(f"{len(texts)} answers to {len(asked)} prompts")
+    for (row, prompt, _), (text, finish) in zip(asked, texts, strict=True):
+        if failure := _failure(text, finish, keep_cut_off):
+            yield row | {"failure": failure}
+        else:
+            yield row | {"text": text.strip(), "order": prompt.order, "dropped": prompt.dropped}
+
+
+def _failure(text: str, finish: str, keep_cut_off: bool) -> str | None:
+    """Why a text cannot be a consensus, None if it can."""
+    if finish == "length" and not keep_cut_off:  # a positive that stops in mid-sentence would teach just that
+        return "cut off at --max-new-tokens"
+    if not text.strip():
+        return "empty"
+    if PLACEHOLDER.search(text) or "\0" in text:  # no study record may hold one
+        return "a special token in the text"
+    return None
 
 
 def run_self(args, info: dict, studies: list[dict], root: str, failed: Counter) -> list[dict | None]:

@@ -1,13 +1,13 @@
 """The sums of apo/drift_measures.py -> the content of drift.json, with what each number means."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from apo.drift_measures import CLAIM, CONSENSUS
 from apo.drift_outcomes import COMPARABLE, CONFLICTS, OPPOSED, OUTCOMES, PARTIAL, SAME_SIDE
-from apo.stationarity import BINS, holm, permutation_tests
+from apo.stationarity import BINS, Tests, holm, permutation_tests
 from data.findings_lexicon import LABELS
 
 SCHEMA = "drift/1"
@@ -76,48 +76,14 @@ def results(total: dict, *, permutations: int, seed: int) -> dict:
     """The content of drift.json, `file` and `sample` apart, from the sums of all studies."""
     teachers = sorted(total["status"])
     heard = [t for t in teachers if t in total["tokens"]]
-    with_consensus = total["counts"]["consensus"] > 0
+    counts = total["counts"]
 
-    def pair(what: str, a: str, b: str) -> np.ndarray | None:
-        """A table of a pair, kept once a pair: turned round, precision and recall change places."""
-        if b == CONSENSUS or a < b or (b, a) not in total[what]:
-            return total[what].get((a, b))
-        return total[what][b, a][[0, 2, 1, 3]] if what == "text" else total[what][b, a]
+    def with_consensus(of_teacher: Callable[[str], dict | None]) -> dict | None:
+        return {t: of_teacher(t) for t in heard} if counts["consensus"] else None
 
-    def text(a: str, b: str) -> dict | None:
-        row = pair("text", a, b)
-        if row is None:
-            return None
-        p, r, s = (_number(v / row[0]) for v in row[1:])
-        return {"precision": p, "recall": r, "similarity": s, "n": int(row[0])}
+    def pairs(of_pair: Callable[[str, str], dict | None]) -> dict:
+        return {a: {b: of_pair(a, b) for b in heard if b != a} for a in heard}
 
-    def found(a: str, b: str, what=_rates) -> dict | None:
-        table = pair("findings", a, b)
-        return None if table is None else what(table.sum(0))
-
-    def by_label(tables: Sequence[np.ndarray]) -> dict:
-        if not tables:
-            return {}
-        table = np.sum(tables, axis=0)
-        rows = {label: _rates(row) for label, row in zip(LABELS, table, strict=True)}
-        return {label: row for label, row in rows.items() if row["comparable"] or row["unsupported"]}
-
-    def tables(teacher: str, others: Sequence[str]) -> list[np.ndarray]:
-        found = (pair("findings", teacher, other) for other in others if other != teacher)
-        return [table for table in found if table is not None]
-
-    lengths = {}
-    for teacher in heard:
-        n, claims = np.concatenate(total["tokens"][teacher]), np.concatenate(total["claims_said"][teacher])
-        low, median, high = np.quantile(n, (0.1, 0.5, 0.9))
-        lengths[teacher] = {
-            "tokens_mean": _number(n.mean(), 1),
-            "tokens_p10": _number(low, 1),
-            "tokens_median": _number(median, 1),
-            "tokens_p90": _number(high, 1),
-            "claims_mean": _number(claims.mean(), 2),
-            "without_a_claim": int((claims == 0).sum()),
-        }
     return {
         "schema": SCHEMA,
         "definitions": DEFINITIONS,
@@ -125,30 +91,30 @@ def results(total: dict, *, permutations: int, seed: int) -> dict:
         "heard": heard,
         "labels": list(LABELS),
         "studies": {
-            "n": total["counts"]["studies"],
-            "with_consensus": total["counts"]["consensus"],
-            "with_a_single_voice": total["counts"]["single"],
-            "without_a_voice": total["counts"]["unheard"],
+            "n": counts["studies"],
+            "with_consensus": counts["consensus"],
+            "with_a_single_voice": counts["single"],
+            "without_a_voice": counts["unheard"],
             "trajectories": total["trajectories"],
             "claims": int(sum(len(c) for c in total["claims"])),
             "strategies": dict(total["strategies"]),
             "sources": dict(total["sources"]),
         },
         "status": {
-            t: dict(total["status"][t]) | {"not asked": total["counts"]["studies"] - total["status"][t].total()}
+            t: dict(total["status"][t]) | {"not asked": counts["studies"] - total["status"][t].total()}
             for t in teachers
         },
-        "lengths": lengths,
+        "lengths": {t: _lengths(total["tokens"][t], total["claims_said"][t]) for t in heard},
         "text": {
-            "consensus": {t: text(t, CONSENSUS) for t in heard} if with_consensus else None,
-            "teachers": {t: _mean_text([text(t, b) for b in heard]) for t in heard},
-            "pairs": {a: {b: text(a, b) for b in heard if b != a} for a in heard},
+            "consensus": with_consensus(lambda t: _text(total, t, CONSENSUS)),
+            "teachers": {t: _mean_text([_text(total, t, b) for b in heard]) for t in heard},
+            "pairs": pairs(lambda a, b: _text(total, a, b)),
         },
         "findings": {
-            "consensus": {t: found(t, CONSENSUS) for t in heard} if with_consensus else None,
-            "pairs": {a: {b: found(a, b) for b in heard if b != a} for a in heard},
-            "by_label": {t: by_label(tables(t, heard)) for t in heard},
-            "by_label_consensus": {t: by_label(tables(t, [CONSENSUS])) for t in heard} if with_consensus else None,
+            "consensus": with_consensus(lambda t: _found(total, t, CONSENSUS, _rates)),
+            "pairs": pairs(lambda a, b: _found(total, a, b, _rates)),
+            "by_label": {t: _by_label(total, t, heard) for t in heard},
+            "by_label_consensus": with_consensus(lambda t: _by_label(total, t, [CONSENSUS])),
         },
         "laterality": {
             "findings": {
@@ -156,11 +122,39 @@ def results(total: dict, *, permutations: int, seed: int) -> dict:
                 for label, (n, o, d) in zip(LABELS, total["laterality"], strict=True)
                 if n
             },
-            "pairs": {a: {b: found(a, b, _sides) for b in heard if b != a} for a in heard},
-            "consensus": {t: found(t, CONSENSUS, _sides) for t in heard} if with_consensus else None,
+            "pairs": pairs(lambda a, b: _found(total, a, b, _sides)),
+            "consensus": with_consensus(lambda t: _found(total, t, CONSENSUS, _sides)),
         },
         "depth": depth_results(total, heard, permutations=permutations, seed=seed),
     }
+
+
+def _lengths(tokens: Sequence[np.ndarray], claims: Sequence[np.ndarray]) -> dict:
+    n, claims = np.concatenate(tokens), np.concatenate(claims)
+    low, median, high = np.quantile(n, (0.1, 0.5, 0.9))
+    return {
+        "tokens_mean": _number(n.mean(), 1),
+        "tokens_p10": _number(low, 1),
+        "tokens_median": _number(median, 1),
+        "tokens_p90": _number(high, 1),
+        "claims_mean": _number(claims.mean(), 2),
+        "without_a_claim": int((claims == 0).sum()),
+    }
+
+
+def _pair(total: dict, what: str, a: str, b: str) -> np.ndarray | None:
+    """The table of a pair, which is kept once a pair: turned round, precision and recall change places."""
+    if b == CONSENSUS or a < b or (b, a) not in total[what]:
+        return total[what].get((a, b))
+    return total[what][b, a][[0, 2, 1, 3]] if what == "text" else total[what][b, a]
+
+
+def _text(total: dict, a: str, b: str) -> dict | None:
+    row = _pair(total, "text", a, b)
+    if row is None:
+        return None
+    p, r, s = (_number(v / row[0]) for v in row[1:])
+    return {"precision": p, "recall": r, "similarity": s, "n": int(row[0])}
 
 
 def _mean_text(rows: Sequence[dict | None]) -> dict | None:
@@ -170,59 +164,73 @@ def _mean_text(rows: Sequence[dict | None]) -> dict | None:
     return {k: _number(np.mean([row[k] for row in rows])) for k in ("precision", "recall", "similarity")}
 
 
+def _found(total: dict, a: str, b: str, what: Callable[[np.ndarray], dict]) -> dict | None:
+    table = _pair(total, "findings", a, b)
+    return None if table is None else what(table.sum(0))
+
+
+def _by_label(total: dict, teacher: str, others: Sequence[str]) -> dict:
+    found = (_pair(total, "findings", teacher, other) for other in others if other != teacher)
+    tables = [table for table in found if table is not None]
+    if not tables:
+        return {}
+    rows = {label: _rates(row) for label, row in zip(LABELS, np.sum(tables, axis=0), strict=True)}
+    return {label: row for label, row in rows.items() if row["comparable"] or row["unsupported"]}
+
+
 def depth_results(total: dict, heard: Sequence[str], *, permutations: int, seed: int) -> dict:
     """Drift along the reasoning: conflict (and error against the consensus) by depth, raw and adjusted, with tests."""
     claims = np.concatenate(total["claims"]) if total["claims"] else np.zeros(0, CLAIM)
     group_of = np.array([heard.index(name) if name in heard else -1 for name in total["names"]], np.int64)
-    out: dict = {"bins": BINS, "permutations": permutations, "seed": seed, "accumulated": {}}
     names = ("stated", "conflict", "divergence_bits", "error")
-    for k, name in enumerate(names):
-        out["accumulated"][name] = [_share(*row) for row in total["accumulated"][:, k]]
-    for measure_name in ("conflict", "error"):
-        use = claims[~np.isnan(claims[measure_name])]
-        if not len(use):
-            out[measure_name] = None
-            continue
-        group, value = group_of[use["teacher"]], use[measure_name].astype(np.float64)
-        stratum = ((group * len(LABELS) + use["label"]) * 2 + use["state"]) * 2 + use["sided"]
-        n = np.maximum(np.bincount(stratum), 1)
-        adjusted = value - (np.bincount(stratum, value) / n)[stratum] + value.mean()
-        tests = permutation_tests(
-            use["trajectory"],
-            group,
-            use["bin"].astype(np.int64),
-            np.stack([value, adjusted], 1),
-            groups=len(heard),
-            permutations=permutations,
-            seed=seed,
-        )
-        one: dict = {"claims": len(use), "trajectories_tested": tests.trajectories}
-        one["counts"] = {"all": tests.counts[-1].astype(int).tolist()}
-        one["counts"] |= {t: tests.counts[i].astype(int).tolist() for i, t in enumerate(heard)}
-        for v, form in enumerate(("raw", "adjusted")):
-            spread_holm, lag_holm = holm(tests.spread_p[v]), holm(tests.lag_p[v])
-            rows = [("all", len(heard)), *((t, i) for i, t in enumerate(heard))]
-            one[form] = {
-                "means": {t: _numbers(tests.means[v, i]) for t, i in rows},
-                "spread": [
-                    {
-                        "teacher": t,
-                        "statistic": _number(tests.spread[v, i]),
-                        "p": _number(tests.spread_p[v, i], 6),
-                        "p_holm": _number(spread_holm[i], 6),
-                    }
-                    for t, i in rows
-                ],
-                "lags": [
-                    {
-                        "delta": delta + 1,
-                        "statistic": _number(tests.lag[v, delta]),
-                        "p": _number(tests.lag_p[v, delta], 6),
-                        "p_holm": _number(lag_holm[delta], 6),
-                    }
-                    for delta in range(BINS - 1)
-                    if not np.isnan(tests.lag[v, delta])
-                ],
-            }
-        out[measure_name] = one
+    accumulated = {name: [_share(*row) for row in total["accumulated"][:, k]] for k, name in enumerate(names)}
+    out: dict = {"bins": BINS, "permutations": permutations, "seed": seed, "accumulated": accumulated}
+    for measure in ("conflict", "error"):
+        use = claims[~np.isnan(claims[measure])]
+        group, value = group_of[use["teacher"]], use[measure].astype(np.float64)
+        out[measure] = _by_depth(use, group, value, heard, permutations, seed) if len(use) else None
     return out
+
+
+def _by_depth(
+    use: np.ndarray, group: np.ndarray, value: np.ndarray, heard: Sequence[str], permutations: int, seed: int
+) -> dict:
+    """One measure, `value` [claims], of the claims `use` by teacher (`group`) and depth."""
+    stratum = ((group * len(LABELS) + use["label"]) * 2 + use["state"]) * 2 + use["sided"]
+    n = np.maximum(np.bincount(stratum), 1)
+    adjusted = value - (np.bincount(stratum, value) / n)[stratum] + value.mean()
+    tests = permutation_tests(
+        use["trajectory"],
+        group,
+        use["bin"].astype(np.int64),
+        np.stack([value, adjusted], 1),
+        groups=len(heard),
+        permutations=permutations,
+        seed=seed,
+    )
+    rows = [("all", len(heard)), *((t, i) for i, t in enumerate(heard))]
+    return {
+        "claims": len(use),
+        "trajectories_tested": tests.trajectories,
+        "counts": {t: tests.counts[i].astype(int).tolist() for t, i in rows},
+        "raw": _tested(tests, 0, rows),
+        "adjusted": _tested(tests, 1, rows),
+    }
+
+
+def _tested(tests: Tests, v: int, rows: Sequence[tuple[str, int]]) -> dict:
+    """Means and tests of value `v`, of all and of each teacher."""
+
+    def row(statistic: float, p: float, p_holm: float) -> dict:
+        return {"statistic": _number(statistic), "p": _number(p, 6), "p_holm": _number(p_holm, 6)}
+
+    spread_holm, lag_holm = holm(tests.spread_p[v]), holm(tests.lag_p[v])
+    return {
+        "means": {t: _numbers(tests.means[v, i]) for t, i in rows},
+        "spread": [{"teacher": t} | row(tests.spread[v, i], tests.spread_p[v, i], spread_holm[i]) for t, i in rows],
+        "lags": [
+            {"delta": lag + 1} | row(tests.lag[v, lag], tests.lag_p[v, lag], lag_holm[lag])
+            for lag in range(BINS - 1)
+            if not np.isnan(tests.lag[v, lag])
+        ],
+    }
