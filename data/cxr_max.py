@@ -12,15 +12,13 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from data.cxr_columns import parse_columns
 from data.cxr_fill import UNKNOWN, fill, of_rows
 from data.cxr_source import open_source
-from data.cxr_store import resolve_films, temporary_store
+from data.cxr_store import Text, resolve_films, temporary_store, texts_by_study
 from data.errors import Problems, UserError, run_cli
 from data.files import StrPath, refuse_input
 from data.mimic_cxr import MISSING, PROMPT, SHOWN, add_common, check_root, listed, make_record, prompt_for, write_all
@@ -29,6 +27,7 @@ from data.mimic_tables import (
     FRONTAL,
     LABEL_TABLES,
     Film,
+    Study,
     find_table,
     findings_of,
     read_labels,
@@ -102,76 +101,83 @@ def build(
         studies = read_metadata(paths["metadata"], views="all", wanted=wanted, partial=partial)
         splits = read_splits(paths["split"], wanted=wanted, partial=partial)
         codes = read_labels(paths["labels"], labels, wanted=wanted, partial=partial) if "labels" in paths else {}
-        set_aside, by_split, statuses, teachers, per_study = Counter(), Counter(), Counter(), Counter(), Counter()
+        tally: dict[str, Counter] = {key: Counter() for key in TALLIED}
         sides: dict[str, set[str]] = {}  # splits of each patient
         missing: list[str] = []
         problems = Problems(source)
 
         def records() -> Iterator[dict]:
-            # Whole groups in the order of study_id; rows of a study in the order in which they were read.
-            texts = store.execute("SELECT * FROM texts WHERE study IS NOT NULL ORDER BY study, number")
-            for number, group in groupby(texts, key=itemgetter(1)):
-                if limit is not None and by_split.total() >= limit:
+            for number, rows in texts_by_study(store):
+                if limit is not None and tally["splits"].total() >= limit:
                     break
-                rows = list(group)
-                record = one_study(number, rows)
+                study = studies.get(number)
+                split = study and (_split(number, rows, problems) or splits.get(number))
+                reason, record = _record(root, number, study, split, rows, film_check, prompt, counts)
                 if record is None:
+                    tally["set_aside"][reason] += 1
+                    if reason == MISSING and len(missing) < SHOWN:
+                        missing.append(f"s{number}")
                     continue
+                record["trajectories"] = _trajectories(number, rows, on_duplicate, counts, problems)
                 if number in codes:
                     record["findings"] = findings_of(codes[number])
-                elif stated := of_rows(row[7] for row in rows):
+                elif stated := of_rows(row.labels for row in rows):
                     if stated == UNKNOWN:
                         counts["no_known_label"] += 1
                     else:
                         record["findings"] = json.loads(stated)
-                report = read_report(studies[number].subject, number) if read_report else None
-                if report:
+                if read_report and (report := read_report(study.subject, number)):
                     record["report"] = report
-                counts["labelled"] += "findings" in record
-                counts["reports"] += "report" in record
-                by_split[record["split"]] += 1
+                _count(record, counts, tally)
                 sides.setdefault(record["patient"], set()).add(record["split"])
-                ok = [one["teacher"] for one in record["trajectories"] if one["status"] == "ok"]
-                statuses.update(one["status"] for one in record["trajectories"])
-                teachers.update(ok)
-                per_study[len(ok)] += 1
                 yield record
             problems.refuse()
 
-        def one_study(number: int, rows: list[tuple]) -> dict | None:
-            study = studies.get(number)
-            reason, record = "not in the metadata table", None
-            if study is not None:
-                named = list(dict.fromkeys(row[2] for row in rows if row[2]))
-                counts["several_films"] += len(named) > 1
-                films = _films(study.films, named)
-                split = _split(number, rows, problems) or splits.get(number)
-                if not films:
-                    reason = "named film not in the study" if named else "no frontal film"
-                elif split is None:
-                    reason = "not in the split table"
-                else:
-                    text = next((row[8] for row in rows if row[8]), None)
-                    reason, record = make_record(root, number, study, split, films, film_check, text or prompt)
-            if record is None:
-                set_aside[reason] += 1
-                if reason == MISSING and len(missing) < SHOWN:
-                    missing.append(f"s{number}")
-                return None
-            record["trajectories"] = _trajectories(number, rows, on_duplicate, counts, problems)
-            return record
-
-        write_all(out, records(), set_aside, missing, root)
+        write_all(out, records(), tally["set_aside"], missing, root)
     return counts | {
-        "studies": by_split.total(),
-        "splits": dict(by_split),
-        "trajectories": dict(statuses),
-        "teachers": dict(teachers),
-        "per_study": dict(sorted(per_study.items())),
+        **{key: dict(one) for key, one in tally.items()},
+        "studies": tally["splits"].total(),
+        "per_study": dict(sorted(tally["per_study"].items())),
         "split_patients": sum(len(one) > 1 for one in sides.values()),
-        "set_aside": dict(set_aside),
         "missing": missing,
     }
+
+
+TALLIED = ("splits", "trajectories", "teachers", "per_study", "set_aside")
+
+
+def _count(record: dict, counts: dict[str, Any], tally: dict[str, Counter]) -> None:
+    statuses = [one["status"] for one in record["trajectories"]]
+    counts["labelled"] += "findings" in record
+    counts["reports"] += "report" in record
+    tally["splits"][record["split"]] += 1
+    tally["trajectories"].update(statuses)
+    tally["teachers"].update(one["teacher"] for one in record["trajectories"] if one["status"] == "ok")
+    tally["per_study"][statuses.count("ok")] += 1
+
+
+def _record(
+    root: StrPath,
+    number: int,
+    study: Study | None,
+    split: str | None,
+    rows: list[Text],
+    film_check: bool,
+    prompt: str,
+    counts: dict[str, Any],
+) -> tuple[str | None, dict | None]:
+    """(why the study is set aside, its record without trajectories): one of the two."""
+    if study is None:
+        return "not in the metadata table", None
+    named = list(dict.fromkeys(row.dicom for row in rows if row.dicom))
+    counts["several_films"] += len(named) > 1
+    films = _films(study.films, named)
+    if not films:
+        return "named film not in the study" if named else "no frontal film", None
+    if split is None:
+        return "not in the split table", None
+    told = next((row.prompt for row in rows if row.prompt), None)
+    return make_record(root, number, study, split, films, film_check, told or prompt)
 
 
 def _usable(
@@ -198,12 +204,12 @@ def _films(films: tuple[Film, ...], named: list[str]) -> tuple[Film, ...]:
     return tuple(film for film in films if (film.dicom == named[0] if named else film.view in FRONTAL))[:1]
 
 
-def _split(number: int, rows: list[tuple], problems: Problems) -> str | None:
+def _split(number: int, rows: list[Text], problems: Problems) -> str | None:
     """The split that the rows of a study name; a problem where they name several."""
     told: dict[str, str] = {}  # split -> place of the first row that names it
     for row in rows:
-        if row[9]:
-            told.setdefault(row[9], row[6])
+        if row.split:
+            told.setdefault(row.split, row.place)
     first, *others = told or [None]
     for split in others:
         problems.add(
@@ -213,22 +219,23 @@ def _split(number: int, rows: list[tuple], problems: Problems) -> str | None:
 
 
 def _trajectories(
-    number: int, rows: list[tuple], on_duplicate: str, counts: dict[str, Any], problems: Problems
+    number: int, rows: list[Text], on_duplicate: str, counts: dict[str, Any], problems: Problems
 ) -> list[dict[str, str]]:
-    found: dict[str, tuple[str, str, str]] = {}
-    for _, _, _, teacher, text, status, place, *_ in rows:
-        if teacher not in found:
-            found[teacher] = (text, status, place)
-        elif found[teacher][0] == text:
+    found: dict[str, Text] = {}
+    for row in rows:
+        first = found.setdefault(row.teacher, row)
+        if first is row:
+            continue
+        if first.text == row.text:
             counts["repeated"] += 1
         elif on_duplicate == "first":
             counts["duplicates"] += 1
         else:
             problems.add(
-                f"{place}: study s{number}: another text of teacher {teacher!r} stands in {found[teacher][2]}; "
+                f"{row.place}: study s{number}: another text of teacher {row.teacher!r} stands in {first.place}; "
                 "keep one, or --on-duplicate first"
             )
-    return [{"teacher": teacher, "text": text, "status": status} for teacher, (text, status, _) in found.items()]
+    return [{"teacher": row.teacher, "text": row.text, "status": row.status} for row in found.values()]
 
 
 def describe(counts: dict[str, Any], out: StrPath) -> str:

@@ -8,12 +8,29 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.errors import UserError
 from data.files import StrPath
 from data.mimic_tables import studies_of_films
+
+
+class Text(NamedTuple):
+    """A row of the store: what one row of the source holds of one teacher. None where it holds nothing."""
+
+    number: int  # in the order in which they were read
+    study: int | None  # study_id
+    dicom: str | None
+    teacher: str
+    text: str
+    status: str
+    place: str  # file and row, for messages
+    labels: str | None  # JSON, see cxr_fill.py
+    prompt: str | None
+    split: str | None
 
 
 @contextlib.contextmanager
@@ -43,6 +60,13 @@ def temporary_store(out: StrPath) -> Iterator[sqlite3.Connection]:
             with contextlib.suppress(sqlite3.OperationalError):
                 store.execute("PRAGMA temp_store_directory = ''")
             store.close()
+
+
+def texts_by_study(store: sqlite3.Connection) -> Iterator[tuple[int, list[Text]]]:
+    """(study_id, its rows in the order in which they were read), in the order of study_id."""
+    rows = store.execute("SELECT * FROM texts WHERE study IS NOT NULL ORDER BY study, number")
+    for number, group in groupby(map(Text._make, rows), key=attrgetter("study")):
+        yield number, list(group)
 
 
 def _sort_in(store: sqlite3.Connection, folder: str) -> None:
