@@ -18,6 +18,22 @@ from data.records import IMAGE_TAG, SPLITS
 PEEK = 100  # rows that a file's columns are decided by
 EMPTY, UNKNOWN = "{}", "null"  # labels as the store holds them: nothing is present, and nothing said is a label
 
+ZEROS = (  # counts of data.cxr_max.build that begin at 0
+    "rows",
+    "files",
+    "no_text",
+    "no_film",
+    "repeated",
+    "duplicates",
+    "cleaned",
+    "unknown_labels",
+    "no_list",
+    "no_known_label",
+    "several_films",
+    "labelled",
+    "reports",
+)
+
 
 def fill(
     store: sqlite3.Connection,
@@ -40,22 +56,7 @@ def fill(
     Raises:
         UserError: rows that cannot be read, or a source without a film or a text.
     """
-    zeros = (
-        "rows",
-        "files",
-        "no_text",
-        "no_film",
-        "repeated",
-        "duplicates",
-        "cleaned",
-        "unknown_labels",
-        "no_list",
-        "no_known_label",
-        "several_films",
-    )
-    counts: dict[str, Any] = dict.fromkeys((*zeros, "labelled", "reports"), 0)
-    counts["left_out"] = []
-    counts["unknown_finish"] = Counter()
+    counts: dict[str, Any] = dict.fromkeys(ZEROS, 0) | {"left_out": [], "unknown_finish": Counter()}
     refused: list[UserError] = []
     taken: set[int] = set()
     cache: dict[str, tuple[str | None, int, bool]] = {}
@@ -65,43 +66,25 @@ def fill(
         columns = find_columns(name, [row for _, row in peeked], told)
         counts["files"] += 1
         for place, row in chain(peeked, rows):
-            study, dicom = _film(row, columns)
-            number = usable(study, dicom) if usable else None
+            film = _film(row, columns)
+            number = usable(*film) if usable else None
             if number is not None and number not in taken:
                 if len(taken) == limit:
                     return
                 taken.add(number)
             counts["rows"] += 1
-            if study is None and dicom is None:
+            if film == (None, None):
                 counts["no_film"] += 1
                 continue
-            yield from texts(place, row, columns, name, study, dicom)
-
-    def texts(
-        place: str, row: dict, columns: Columns, name: str, study: int | None, dicom: str | None
-    ) -> Iterator[tuple]:
-        stated = None
-        if with_labels and (columns.labels or columns.label_columns):
-            stated, unknown, no_list = _stated(row, columns, cache)
-            counts["unknown_labels"] += unknown
-            counts["no_list"] += no_list
-        prompt = _prompt(row.get(columns.prompt), place) if columns.prompt else None
-        split = _split(row.get(columns.split), place) if columns.split else None
-        for teacher, text, finish in texts_of(row, columns, place, name):
-            if not teacher.isprintable():
-                raise UserError(f"{place}: a teacher's name holds control characters or half a character; mend the row")
-            if text is None or (isinstance(text, float) and math.isnan(text)):
-                counts["no_text"] += 1
-                continue
-            if not isinstance(text, str):
-                raise UserError(
-                    f"{place}: text of teacher {teacher!r} is no text; name the right column with --columns"
-                )
-            text, changed = clean(text)
-            counts["cleaned"] += changed
-            if text.strip() and (reason := unknown_reason(finish)):
-                counts["unknown_finish"][reason] += 1
-            yield study, dicom, teacher, text, status_of(text, finish), place, stated, prompt, split
+            stated = None
+            if with_labels and (columns.labels or columns.label_columns):
+                stated, unknown, no_list = _stated(row, columns, cache)
+                counts["unknown_labels"] += unknown
+                counts["no_list"] += no_list
+            prompt = _prompt(row.get(columns.prompt), place) if columns.prompt else None
+            split = _split(row.get(columns.split), place) if columns.split else None
+            for teacher, text, status in _texts(row, columns, place, name, counts):
+                yield *film, teacher, text, status, place, stated, prompt, split
 
     store.execute("BEGIN")
     for name, read in opened:
@@ -129,6 +112,25 @@ def fill(
             "has with --columns text=COLUMN"
         )
     return counts
+
+
+def _texts(
+    row: dict, columns: Columns, place: str, name: str, counts: dict[str, Any]
+) -> Iterator[tuple[str, str, str]]:
+    """(teacher, cleaned text, status) of a row's texts."""
+    for teacher, text, finish in texts_of(row, columns, place, name):
+        if not teacher.isprintable():
+            raise UserError(f"{place}: a teacher's name holds control characters or half a character; mend the row")
+        if text is None or (isinstance(text, float) and math.isnan(text)):
+            counts["no_text"] += 1
+            continue
+        if not isinstance(text, str):
+            raise UserError(f"{place}: text of teacher {teacher!r} is no text; name the right column with --columns")
+        text, changed = clean(text)
+        counts["cleaned"] += changed
+        if text.strip() and (reason := unknown_reason(finish)):
+            counts["unknown_finish"][reason] += 1
+        yield teacher, text, status_of(text, finish)
 
 
 def _stated(
