@@ -65,7 +65,7 @@ def p_present(said: presence.Reading, logps: dict[str, float]) -> dict[str, floa
     return found
 
 
-def refuse_other_answers(answers: Path, checkpoint: str) -> None:
+def refuse_other_answers(answers: Path, checkpoint: str, base: str | None) -> None:
     """UserError when eval.predict noted beside `answers` that another checkpoint gave them."""
     note = manifest.sidecar(answers)
     if not note.is_file():
@@ -75,7 +75,7 @@ def refuse_other_answers(answers: Path, checkpoint: str) -> None:
         given = json.loads(note.read_text(encoding="utf-8"))["checkpoint"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{note}: is not what eval.predict writes; ask the student anew with it") from None
-    if given != checkpoints.fingerprint(checkpoint):
+    if given != checkpoints.fingerprint(checkpoint, base):
         raise UserError(
             f"{answers}: another checkpoint than {checkpoint} gave them; name that one, or ask this one anew"
         )
@@ -84,6 +84,7 @@ def refuse_other_answers(answers: Path, checkpoint: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m eval.calibration", description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", help="the student that gave the answers")
+    parser.add_argument("--base", help="for an adapter: its base model, if not where args.json says")
     parser.add_argument("--studies", required=True, type=Path)
     parser.add_argument("--answers", required=True, type=Path, help="its answers of eval.predict to the split")
     parser.add_argument("--image-root", type=Path, help="what image paths are relative to")
@@ -94,10 +95,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     refuse_below_one(args, "limit", "batch_size")
     refuse_input(args.out, args.studies, args.answers)
-    info = checkpoints.describe(args.checkpoint)
+    info = checkpoints.describe(args.checkpoint, args.base)
     whole, root, _ = select(args.studies, args.split, args.image_root, None)
     answers = read_answers(args.answers, [study["id"] for study in whole])
-    refuse_other_answers(args.answers, args.checkpoint)
+    refuse_other_answers(args.answers, args.checkpoint, args.base)
     asked = list(zip(whole, answers, strict=True))[: args.limit]
     usable = [(study, presence.read_answer(row["text"])) for study, row in asked if in_consensus_form(row["text"])]
     found = []

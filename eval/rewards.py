@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m eval.rewards", description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", help="the critiqued student")
     parser.add_argument("--reference", required=True, help="the student that it started from")
+    parser.add_argument("--base", help="for adapters: their base model, if not where args.json says")
     parser.add_argument("--studies", required=True, type=Path, help="study records with a consensus")
     parser.add_argument("--image-root", type=Path, help="what image paths are relative to")
     parser.add_argument("--split", default="validate")
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     refuse_below_one(args, "limit", "batch_size", "max_new_tokens")
     refuse_input(args.out, args.studies)
-    infos = [checkpoints.describe(path) for path in (args.checkpoint, args.reference)]
+    infos = [checkpoints.describe(path, args.base) for path in (args.checkpoint, args.reference)]
     studies, root, _ = select(args.studies, args.split, args.image_root, args.limit)
     usable = [study for study in studies if study.get("consensus") and ok_trajectories(study)]
     if not usable:

@@ -104,7 +104,7 @@ def test_command_asks_only_reports_in_the_form_of_the_consensus(tmp_path, monkey
         return [[(-float(len(row["images"])), 5)] * (1 + len(row["negative_messages"])) for row in rows]
 
     monkeypatch.setattr(calibration, "select", lambda *_args, **_kwargs: (studies, "/films", ""))
-    monkeypatch.setattr(calibration.checkpoints, "describe", lambda path: {"path": path})
+    monkeypatch.setattr(calibration.checkpoints, "describe", lambda path, base: {"path": path})
     monkeypatch.setattr(calibration, "response_logps", scores)
     monkeypatch.setattr("apo.student_engine.Student", lambda *_args, **_kwargs: None)
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
@@ -118,7 +118,7 @@ def test_command_asks_only_reports_in_the_form_of_the_consensus(tmp_path, monkey
     calibration.main([*words, "--limit", "2", "--out", str(tmp_path / "less.jsonl")])
     assert len((tmp_path / "less.jsonl").read_text().splitlines()) == 1
 
-    monkeypatch.setattr(calibration.checkpoints, "fingerprint", lambda path: "a1b2")
+    monkeypatch.setattr(calibration.checkpoints, "fingerprint", lambda path, base: base or "a1b2")
     note = tmp_path / "answers.jsonl.meta.json"
     note.write_text('{"checkpoint": "a1b2"}')
     calibration.main([*words, "--out", str(tmp_path / "same.jsonl")])
@@ -131,6 +131,9 @@ def test_command_asks_only_reports_in_the_form_of_the_consensus(tmp_path, monkey
         with pytest.raises(UserError, match=message):
             calibration.main([*words, "--out", str(tmp_path / "other.jsonl")])
     assert not (tmp_path / "other.jsonl").exists()
+    note.write_text('{"checkpoint": "moved"}')
+    calibration.main([*words, "--base", "moved", "--out", str(tmp_path / "moved.jsonl")])
+    assert (tmp_path / "moved.jsonl").read_bytes() == (tmp_path / "sure.jsonl").read_bytes()
 
 
 def test_a_bin_weighs_by_its_films_and_the_last_holds_certainty():
