@@ -209,7 +209,8 @@ async def _submit(run: Run, batch: Batch) -> None:
             metadata={LABEL: batch.name},
         )
 
-    made = await _call(run, create)
+    what = f"uploaded file {batch.file_id} (or the batch API itself)"
+    made = await _call(run, lambda: _known(run, batch, what, create()))
     batch.batch_id = made.id
     _note(run, batch, "submitted", batch_id=made.id)
     run.display.say(f"{run.teacher.name}: batch {made.id} with {len(batch.requests)} requests submitted")

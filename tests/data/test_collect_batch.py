@@ -323,6 +323,21 @@ def test_a_result_file_that_is_gone_stops_the_teacher_with_what_to_do(world, mon
     assert collect(world) == 0
 
 
+def test_an_uploaded_file_that_is_gone_stops_the_teacher_with_what_to_do(world, capsys):
+    world.films(2)
+    world.write(BATCH)
+    plain = world.server._batch
+    world.server._batch = lambda *a: (404, error("not_found")) if a[:2] == ("POST", "/v1/batches") else plain(*a)
+    assert collect(world) == 1 and collect(world) == 1
+    batch, log = world.rows("batches")[0]["batch"], world.store / "batches/a.jsonl"
+    told = "HTTP 404: uploaded file file-0 (or the batch API itself) is not known there; check base_url, or, if it is "
+    assert f"{told}gone for good, take the lines of {batch} out of {log}\n" in capsys.readouterr().out
+    assert count(world, "POST", "/v1/files") == 1
+    log.write_text("")
+    world.server._batch = plain
+    assert collect(world) == 0
+
+
 @pytest.mark.parametrize(("status", "unclear"), [(502, True), (429, False)])
 def test_an_upload_that_may_have_arrived_twice_names_its_file(world, capsys, status, unclear):
     world.films(2)
