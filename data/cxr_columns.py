@@ -131,19 +131,26 @@ def find_columns(name: str, rows: list[dict], told: dict[str, str]) -> Columns:
             f"{', '.join(missing)}; say which they are, for example {EXAMPLE} (one row a teacher; teacher=@file takes "
             f"the name of the file) or {WIDE_EXAMPLE} (a column a teacher)"
         )
-    labels = pick("labels")
-    columns = {} if labels else {label: by_plain[plain(label)] for label in LABELS if plain(label) in by_plain}
+    # A column a label says more than any one column (what is absent), and "findings" beside them may be a report.
+    by_label = {} if "labels" in told else _label_columns(rows, by_plain)
     return Columns(
         tuple(dict.fromkeys(film)),
         tuple(text),
         wide,
         teacher,
-        labels,
-        columns if len(columns) > len(LABELS) // 2 else {},
+        None if by_label else pick("labels"),
+        by_label,
         pick("finish"),
         pick("prompt"),
         pick("split"),
     )
+
+
+def _label_columns(rows: list[dict], by_plain: dict[str, str]) -> dict[str, str]:
+    """label -> its column; {} where less than half of the labels have one, or all of them are blank in these rows."""
+    found = {label: by_plain[plain(label)] for label in LABELS if plain(label) in by_plain}
+    filled = any(str(row.get(column)).lower() not in ("", "none", "nan") for row in rows for column in found.values())
+    return found if filled and len(found) > len(LABELS) // 2 else {}
 
 
 def _told(name: str, field: str, column: str, found: list[str], by_plain: dict[str, str]) -> str:

@@ -1,6 +1,7 @@
 import csv
 import gzip
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -240,6 +241,18 @@ def test_label_columns(root, clone):
     _, studies = load(clone, root)
     states = {"Edema": "absent", "Atelectasis": "present", "Pneumonia": "uncertain"}
     assert studies["s59999991"]["findings"] == {label: {"state": state} for label, state in states.items()}
+
+
+def test_label_columns_are_taken_before_a_report_beside_them():
+    row = {"study_id": 59999991, "model": "a", "text": "b", "findings": "No edema. Heart size is normal."}
+    blank = dict.fromkeys(tree.LABELS, math.nan)
+    filled = blank | {"Edema": 1.0, "Fracture": 0.0}
+    states = {"Edema": {"state": "present"}, "Fracture": {"state": "absent"}}
+    by_label = find_columns("a", [row | blank, row | filled], {})
+    assert labels_of(row | filled, by_label) == Stated(states)
+    told = find_columns("a", [row | filled], {"labels": "findings"})
+    assert (told.labels, told.label_columns) == ("findings", {})
+    assert find_columns("a", [row | blank], {}).labels == "findings"
 
 
 def test_files_may_have_label_columns_of_their_own(root, clone):
