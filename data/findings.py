@@ -30,9 +30,9 @@ import re
 from typing import NamedTuple
 
 from data import findings_lexicon as lex
-from data.findings_lexicon import LABELS, SIDELESS, WEAK
+from data.findings_lexicon import LABELS, OPAQUE, SIDELESS, WEAK
 from data.findings_lines import Line, heading_labels, lines_of
-from data.findings_sentence import inherited, read_sentence
+from data.findings_sentence import asked_for, inherited, read_sentence
 from data.findings_sides import NOT_A_SIDE, blank, side_in
 from data.findings_text import normalise, split_sentences
 
@@ -102,18 +102,25 @@ def _opened(line: Line, first: int) -> _Block:
 def _read_body(line: Line, block: _Block | None, claims: list[Claim]) -> bool:
     """Add what the line's sentences claim, in a block also what they inherit; whether there is any sentence."""
     spoke = False
+    asked: tuple[str, ...] = ()
     for a, b in split_sentences(line.body):
         spoke = True
         sentence = re.sub(r"\s+", " ", line.body[a:b])
-        own = read_sentence(sentence)
+        own, answers = read_sentence(sentence), asked
+        asked = asked_for(sentence)
         if own is None:
             continue
         found = list(own)
+        if answers and not own:
+            found = inherited(sentence, answers)
         if line.crossed and found:
             found = [(label, "absent", None) for label, _, _ in found]
         if block is not None and not any(label not in WEAK or label in block.labels for label, _, _ in own):
             denied = {c.label for c in claims[block.first :] if c.state == "absent"}
-            found += [c for c in inherited(sentence, block.labels) if c[1] == "absent" or c[0] not in denied]
+            under = inherited(sentence, block.labels)
+            if own and all(state == "absent" for _, state, _ in own):  # "Pneumonia: the lungs show no infiltrate"
+                under = [(c[0], "absent", c[2]) if c[0] in OPAQUE else c for c in under]
+            found += [c for c in under if c[1] == "absent" or c[0] not in denied]
         elif line.labels and a == 0 and not any(label in line.labels for label, _, _ in own):
             # "Pneumothorax: none; edema: mild": the title belongs to the sentence.
             found = list(read_sentence(re.sub(r"\s+", " ", line.content[: line.body_at + b])) or found)

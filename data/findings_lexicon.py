@@ -37,15 +37,16 @@ FIVE = ("Consolidation", "Pleural Effusion", "Pneumonia", "Pneumothorax", "Edema
 ORDER = (*FIVE, *(label for label in LABELS if label not in FIVE))  # as text and audit of a consensus list them
 SIDELESS = frozenset({"Cardiomegaly", "Enlarged Cardiomediastinum", "No Finding"})  # one per chest
 WEAK = frozenset({"Lung Opacity"})  # a sign of others: under a heading it does not displace the heading's label
+OPAQUE = frozenset({"Consolidation", "Pneumonia"})  # without an opacity there is none
 
-_CP = r"costo-?phrenic(?: (?:angles?|sulcus|sulci|recess(?:es)?|sulcal angles?))?"
+_CP = r"costo-?phrenic(?: (?:angles?|sulcus|sulci|recess(?:es)?|sinus(?:es)?|sulcal angles?))?"
 _NORMAL = (
     r"(?:normal|unremarkable|stable and normal|within (?:the )?normal (?:limits|range)|"
     r"not (?:enlarged|dilated|widened|engorged|congested)|"
     r"un?enlarged|intact)"
 )
 _BE = (
-    r"(?::| is| are| was| were| appears?| remains?| looks?|,)?(?: also| both| otherwise|"
+    r"(?::| -| is| are| was| were| appears?| remains?| looks?|,)?(?: also| both| otherwise|"
     r" relatively| grossly| essentially| again)*"
 )
 _HEART = r"(?:heart(?: size| shadow| silhouette)?|cardiac (?:size|silhouette|shadow|contours?))"
@@ -111,6 +112,7 @@ LEXICON: tuple[tuple[tuple[str, ...], int, bool, str, str], ...] = (
         "fluid",
         r"(?:(?:layering|free|pleural|loculated|accumulated) )+(?:pleural )?fluid(?: collections?)?|"
         r"fluid (?:in|within) the (?:left |right )?pleural (?:space|cavity)|"
+        rf"fluid (?:in|within) (?:the |both |either )?(?:left |right )?{_CP}|"
         r"fluid accumulation|layering of fluid|fluid in the (?:minor |major |horizontal )?fissures?",
     ),
     (("Pleural Effusion",), 1, False, "menisc", r"menisc(?:us|al)(?:-like)?(?: sign| shape| contour)?"),
@@ -128,7 +130,7 @@ LEXICON: tuple[tuple[tuple[str, ...], int, bool, str, str], ...] = (
         -1,
         False,
         "phrenic",
-        rf"{_CP}{_BE}(?: bilaterally)?(?: (?:well|clearly|still|seen|as|to|be))* ?(?:sharp\w*|"
+        rf"{_CP}{_BE}(?: bilaterally)?(?: (?:well|clearly|still|seen|as|to|be|deep|and|free))* ?(?:sharp\w*|"
         rf"clear(?:ly)?|preserved|maintained|unremarkable|normal|well[- ]defined|open|not (?:blunted|"
         rf"obscured|obliterated))",
     ),
@@ -212,7 +214,7 @@ LEXICON: tuple[tuple[tuple[str, ...], int, bool, str, str], ...] = (
         rf"(?:enlarged|prominent|increased|big|large) {_HEART}|{_HEART}{_BE}(?: (?:mildly|moderately|"
         rf"markedly|severely|slightly|massively|again|not|the|borderline|stable|and|minimally|stably|"
         rf"quite|very))*"
-        r" (?:enlarge[d]?|increased|prominent|dilated|big)|(?:increased|enlarged|"
+        r" (?:enlarge[d]?|increased|prominent|dilated|big|wide(?:ned)?|broad(?:ened)?)|(?:increased|enlarged|"
         r"elevated) cardiothoracic ratio|cardiothoracic ratio (?:is )?(?:increased|enlarged|"
         r"greater than|above|exceeds|over|>)",
     ),
@@ -230,7 +232,7 @@ LEXICON: tuple[tuple[tuple[str, ...], int, bool, str, str], ...] = (
         False,
         "mediastin|hilar",
         rf"{_MEDIASTINUM}(?: (?:and|,) (?:pulmonary )?hil\w+(?: contours?|"
-        rf" structures)?)?{_BE} {_NORMAL}|normal {_MEDIASTINUM}",
+        rf" structures)?)?{_BE} (?:of )?{_NORMAL}|normal {_MEDIASTINUM}",
     ),
     (
         ("Enlarged Cardiomediastinum",),
@@ -343,8 +345,9 @@ LEXICON: tuple[tuple[tuple[str, ...], int, bool, str, str], ...] = (
         ("Lung Opacity",),
         1,
         False,
-        "densit|opacified|white",
+        "densit|opacified|white|shadowing",
         r"(?:increased|abnormal|added|hazy|homogeneous|patchy) (?:lung )?densit(?:y|ies)|opacified|"
+        r"(?:air-?space|alveolar|interstitial|reticular|patchy|hazy|focal|diffuse|ill-defined|lung) shadowing|"
         r"white-?out",
     ),
     # Bones, devices.
@@ -353,7 +356,8 @@ LEXICON: tuple[tuple[tuple[str, ...], int, bool, str, str], ...] = (
         -1,
         False,
         "osseous|bony|skeletal|bone|rib|clavicle",
-        rf"(?:{_BONES}|bones?|ribs?|clavicles?){_BE} (?:all )?{_NORMAL}",
+        rf"(?:{_BONES}|bones?|ribs?|clavicles?){_BE} (?:all )?{_NORMAL}|"
+        r"(?:intact|unremarkable|normal) (?:bones?|ribs?)",
     ),
     (("Fracture",), 1, False, "acute", rf"acute {_BONES}"),
     (
@@ -411,8 +415,8 @@ LEXICON: tuple[tuple[tuple[str, ...], int, bool, str, str], ...] = (
         r"(?:the )?chest is (?:entirely )?(?:normal|unremarkable|clear)|(?:normal|unremarkable|"
         r"negative) (?:(?:frontal|portable|pa|ap|adult|single|view) )*(?:chest(?: x-?ray| radiograph|"
         r" film| dr image| exam\w*| study)?|cxr|study|examination|film|radiograph)(?!\w)|"
-        r"(?:chest (?:x-?ray|radiograph|film)|cxr|study|examination|film) (?:is |"
-        r"appears? )?(?:within normal limits|normal|unremarkable|negative)",
+        r"(?:(?:chest )?(?:x-?ray|radiograph|film|image)|cxr|study|examination) (?:is |"
+        r"appears? |looks? )?(?:within normal limits|normal|unremarkable|negative(?! for))",
     ),
 )
 
@@ -452,13 +456,22 @@ TRIGGERS: tuple[tuple[str, str, str], ...] = (
     (
         "drop",
         "rule|exclude|evaluat|assess|check|look|confirm|determine|monitor|screen|follow|surveillance|"
-        "recommend|history|status|risk|if |whether|r/o|symptoms|treat|removal",
+        "recommend|history|status|risk|if |whether|r/o|symptoms|treat|removal|mimic|simulat|mistaken|confus",
         r"\b(?:to|please) (?:rule out|exclude|evaluate|assess|check|look|confirm|determine)\b(?: for|"
         r" whether)?|"
         r"\b(?:evaluat\w+|assess\w*|monitor\w*|screen\w*|follow-?up|surveillance|check) for\b|"
         r"\brecommend\w*\b|\b(?:past |prior |known |clinical )?history of\b|\brisk (?:of|for)\b|"
         r"\bif (?:there|clinical\w*|pneumonia|concern)\b|\bwhether\b|\br/o\b|\bsymptoms of\b|"
-        r"\btreat(?:ed|ment) for\b|\bremoval of\b",
+        r"\btreat(?:ed|ment) for\b|\bremoval of\b|\bmimic\w*\b|\bsimulat(?:es?|ing)\b|"
+        r"\b(?:mistaken for|confused with)\b",
+    ),
+    (  # of what stands before: what a finding would do, or how it escapes notice, says nothing of this film
+        "drop_post",
+        "would|miss|overlook",
+        r"\bwould(?: not)?(?: \w+ly)? (?!(?:also )?(?:be )?(?:consistent|compatible|in keeping|typical|suggest|favou?r|"
+        r"support|indicate|represent|reflect|fit|raise|argue|concerning|suspicious|worrisome|explain|account|call|say|"
+        r"read|appreciated|better)\b)[a-z]+\b|"
+        r"\b(?:is|are|can be|could be|may be|might be)(?: \w+)? (?:missed|overlooked)\b",
     ),
     (
         "hedge_post",
@@ -470,17 +483,43 @@ TRIGGERS: tuple[tuple[str, str, str], ...] = (
         r"\bis favou?red\b",
     ),
     (
+        "hedge_post",
+        "confirm|determin|establish|assess|evaluat|judg|assum|presum|leading|main|top|primary|produce|cause|account|"
+        "explain|responsible|contribut|underl",
+        r"\b(?:can ?not|could not|can't|couldn't)(?: be)?(?: \w+ly)? (?:confirmed|determined|established|assessed|"
+        r"evaluated|judged)\b|\b(?:has|have|needs?|must|is|are)(?: to)?(?: be)? (?:assumed|presumed)\b|"
+        r"\b(?:the|a) (?:leading|main|top|primary) (?:consideration|possibility|differential|suspicion|diagnosis)\b|"
+        r"\b(?:could|may|might)(?: also| well| equally)? (?:produce|cause|account for|explain|contribute|underlie|"
+        r"be responsible)\b",
+    ),
+    (
         "hedge_pre",
         "whether| if ",
-        r"\b(?:(?:is |it's )?not (?:clear|certain)|unclear|uncertain|(?:hard|difficult) to (?:say|tell))"
+        r"\b(?:(?:is |it's )?not (?:clear|certain)|unclear|uncertain|open|undecided|(?:hard|difficult) to (?:say|tell))"
         r" (?:whether|if)\b(?: there (?:is|are|was)| an?)*",
     ),
     ("hedge_both", "less likely", r"(?:\b(?:is|are|seems?) )?\bless likely(?: than)?\b"),
+    ("hedge_both", "more likely", r"\bmore likely(?: than)?\b"),
+    ("hedge_pre", "favo", r"\bfavou?r(?:s|ing)?\b(?:(?! over )[^,;]){1,40} over\b"),  # of what stands behind it
     (
         "hedge_pre",
         "exclud|rule out",
         r"\b(?:can ?not|could not|can't|couldn't|difficult to|hard to|not)(?: (?:entirely|completely|"
         r"fully|definitely|confidently))* (?:exclude|rule out|excluding)\b",
+    ),
+    (
+        "hedge_pre",
+        "confirm|determine|tell|distinguish|differentiate|separate|decide",
+        r"\b(?:can ?not|could not|can't|couldn't|(?:is |are )?(?:un|not )able to|(?:difficult|hard|impossible) to|"
+        r"(?:does|do|did) not (?:allow|let|permit)(?: \w+)?(?: to)?)(?: \w+ly)? (?:confirm|determine|tell|distinguish|"
+        r"differentiate|separate|decide)\b",
+    ),
+    ("hedge_both", "if any|if at all|if present", r"\bif (?:any|at all|present)\b"),
+    ("hedge_post", "the most", r"\b(?:is|are|being) the most (?:probable|likely)\b"),
+    (
+        "hedge_pre",
+        "likely|probably|possibly|perhaps",
+        r"\b(?:likely|probably|possibly|perhaps) (?:is|are|was|were|has|have)\b",
     ),
     (
         "hedge_post",
@@ -509,29 +548,45 @@ TRIGGERS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "neg_post",
-        "no|n't|resolved|cleared|disappear|removed|ruled out|excluded|absent|negative|unlikely|\u2717|nil|false|clear",
+        "no|n't|resolved|cleared|disappear|removed|drained|evacuated|ruled out|excluded|absent|negative|unlikely|"
+        "improbable|missing|lacking|\u2717|nil|false|clear",
         r"(?:\b(?:is|are|was|were) )?\bno longer(?! an?y?\b)(?: [a-z]+)?|\b(?:has|have|had|was|were)(?: since|"
         r" now| all)*(?: been)? removed\b|\b(?:has|have)(?: since| now| completely| largely|"
-        r" essentially| both| all| fully)*(?: been)? (?:resolved|cleared|disappeared|ruled out|excluded)\b|"
+        r" essentially| both| all| fully)*(?: been)? (?:resolved|cleared|disappeared|drained|evacuated|ruled out|"
+        r"excluded)\b|"
         r"\b(?:is|are|was|were)(?: now| completely| essentially| both| all| fully)* resolved\b|"
         r"\bresolved\b(?=[,.;)]| ?$)|"
         r"\b(?:is|are|was|were)(?: not| clearly| entirely| also| both| all)* (?:absent|ruled out|"
-        r"excluded|negative(?! for)|unlikely)\b|"
-        r"\b(?:appears?|seems?|considered|remains?) (?:absent|unlikely|excluded)\b|"
-        r"\babsent\b(?=[,.;)]| ?$)|\bunlikely\b(?=[,.;)]| ?$)|"
+        r"excluded|negative(?! for)|unlikely|improbable|missing|lacking)\b|"
+        r"\b(?:appears?|seems?|considered|remains?) (?:absent|unlikely|improbable|excluded)\b|"
+        r"\bcan(?: \w+ly)? be (?:\w+ly )?(?:excluded|ruled out|dismissed)\b|"
+        r"\bi (?:see|find) no (?:support|evidence|signs?|indication|basis)\b(?= ?(?:[,.;)]|$))|"
+        r"\b(?:did|do|does|could|can) ?not (?:find|see|detect|identify)(?: any| one| it)?\b(?= ?(?:[,.;)]|$))|"
+        r"\babsent\b(?=[,.;)]| ?$)|\b(?:unlikely|improbable)\b(?=[,.;)]| ?$)|(?<=[a-z]) no\b(?=\s*(?:[,.;)]|$))|"
+        r"\? ?(?:i (?:see|find|note) |there (?:is|are) |(?:it|they) (?:is|are|does|do) )(?:none|no|not)\b|"
         rf"(?:\b(?:is|are|was|were|has|have|can|could|does|do|did) ?)?(?:\bnot|n't|"
         rf"\bcannot){_ADV} {_SEEN}\b|"
-        r"(?:[:=?(]| -) ?(?:\u2717|none\b|nil\b|absent\b|negative\b|not \w+|no\b(?= ?[,.;)]| ?$|"
+        r"(?:[:=?(\u2192]| ->?) ?(?:\u2717|none\b|nil\b|absent\b|negative\b|not \w+|no\b(?= ?[,.;)]| ?$|"
         r"\s+\()|no (?=evidence|sign|abnormal|finding)|false\b|unlikely\b|excluded\b|resolved\b|"
-        r"normal\b|clear\b)|\b(?<!be )(?:ruled out|excluded)\b(?=[,.;)]| ?$)|\bnone\b|"
+        r"normal\b|clear\b|no(?= ?- ))|\b(?<!be )(?:ruled out|excluded)\b(?=[,.;)]| ?$)|\bnone\b|"
         r"\b(?:is|are|was|were) not(?=[,.;]| ?$)",
+    ),
+    (
+        "neg_pre",
+        "despite|contrary|regardless|wrong|incorrect|premature|would not",
+        r"\b(?:despite|contrary to|regardless of)(?: [a-z]+){0,3} (?:suspicion|diagnos[ie]s|concern|question|"
+        r"impression)(?: of| for)?\b|"
+        r"\b(?:wrong to|incorrect to|premature to|would not) "
+        r"(?:call|read|label|speak|interpret|describe)\b(?: (?:it|this|that|these|of|as))*",
     ),
     (
         "neg_pre",
         "no|without|negative|free|clear|absen|lack|devoid|resol|denies|never|neither|nil|exclud|rul|"
         "rather|instead|against|unlikely|fail|\u2717|n't",
         r"\b(?:no|nothing(?: to (?:suggest|indicate)| suggest\w*| indicat\w*)?|"
-        r"without|neither|nor|negative for|free (?:of|from)|clear (?:of|from)|absence of|"
+        r"without|neither(?: (?:lung|side|base|apex|hemithorax|hemidiaphragm|costophrenic angle|\w+ zone)s?"
+        r"(?: \w+ly)? (?:shows?|has|contains?|demonstrates?|reveals?|displays?))?|nor|negative for|free (?:of|from)|"
+        r"clear (?:of|from)|absence of|"
         rf"absent|lack of|lacks|lacking|devoid of|{_WHOLLY}(?:resolution|clearing) of|resolved|denies|never|nil|"
         r"(?:excludes?|excluding|rul(?:es|ed|ing) out)|rather than|instead of|exclud(?:e|es|ing)|"
         r"argues? against|against|unlikely(?: to (?:be|represent|reflect))?|fails? to (?:show|"
@@ -563,7 +618,7 @@ CLAUSE = (
 VERB = (
     r"\b(?:is|are|was|were|has|have|had|remains?|shows?|demonstrates?|reveals?|seen|noted|present|"
     r"identified|there|appears?|"
-    r"persists?|(?<!to )suggests?|indicates?|which|causing|obscur\w+|yes)\b"
+    r"persists?|(?<!to )suggests?|indicates?|which|causing|makes?|obscur\w+|yes)\b"
 )
 OPENER = (
     r"\b(?:a|an|the|small|tiny|trace|mild|minimal|minor|moderate|large|massive|severe|marked|"
@@ -581,12 +636,15 @@ LINK = (
     r"(?:consistent with|compatible with|in keeping with|suggest\w*(?: of)?|represent\w*|"
     r"reflect\w*|indicat\w*(?: of)?|due to|"
     r"(?:concern(?:ing)?|suspicious|worrisome|concerns) for|secondary to|, (?:most )?(?:likely|"
-    r"probably|possibly|favou?r\w*)|(?:is|are) (?:likely|probably|possibly)(?!,)|versus|vs\.?)"
+    r"probably|possibly|favou?r\w*)|(?:is|are) (?:more |most )?(?:likely|probably|possibly)(?!,)|"
+    r"explained by|point\w* (?:to|towards?)|typical (?:of|for)|attribut\w+ to|versus|vs\.?)"
     r"(?:[ ,]+(?!(?:and|with|without|no|but)\b)[a-z-]+){0,3}\s*"
 )
 
 # General knowledge, not an observation of this film.
 TEXTBOOK = (
+    r"^\W*(?!(?:the|an?|this|that|these|those|there|its?|left|right|small|large|new)\b)[a-z]+(?: [a-z]+)? "
+    r"(?:appears?|presents?|manifests?|shows? up) as\b|"
     r"\b(?:refers? to|is defined as|is a (?:condition|term|disease|type|collection|medical)|"
     r"is the (?:collection|accumulation|build-?up|presence|"
     r"partial|complete|collapse)|are (?:conditions|terms)|occurs? when|is (?:typically|usually|"
@@ -594,7 +652,8 @@ TEXTBOOK = (
     r"diagnosed|recogni[sz]ed|caused|indicated)(?: [a-z]+)? by|(?:typically|usually|often|"
     r"commonly|generally|classically) (?:appears?|presents?|"
     r"seen|manifests?|shows?|causes?|indicates?|manifest|look)|(?:is|are) (?:typically|usually|"
-    r"often|commonly|generally) |"
+    r"often|commonly|generally) |(?:typically|usually|often|generally|classically) "
+    r"(?!(?:represents|reflects|indicates|suggests)\b)[a-z]+[a-rt-z]s\b|"
     r"on an? (?:chest )?(?:x-?ray|radiograph|film), (?:this|these|it|they)|\bone (?:(?:can|should|must) )?looks?|"
     r"(?:this|it|which|these|they) (?:can|may|might)(?: also)? (?:cause|appear|partially|lead|"
     r"result|be caused|manifest|show|present)|"
@@ -602,6 +661,8 @@ TEXTBOOK = (
     r"lead|result|push|occur)|"
     r"for example|in general|signs (?:of|include)[^.]{0,40}\b(?:may|can|would|might|could) include)\b"
 )
+# A question without its answer is no claim; the sentence behind it may hold the answer.
+QUESTION = r"\W*(?:is|are|does|do|did|could|can|would|should|what about|how about)\b[^?]*\?\W*"
 REFUSAL = (
     r"\bas an ai\b|\bi(?:'m| am) (?:an ai|not (?:capable|able|a (?:doctor|medical|radiologist|"
     r"licensed))|unable|sorry)|"
@@ -630,6 +691,11 @@ SIDES: tuple[tuple[str, str], ...] = (
     ("left", r"\bleft(?:-sided|ward)?\b|\bl[lu]l\b|\blingula\w*\b"),
     ("right", r"\bright(?:-sided|ward)?\b|\br[lmu]l\b"),
 )
+# Right behind a finding: where it is.
+PLACE = (
+    r" (?:in|at|within|over|on|throughout|along|near|behind|of)(?: the)? (?:left|right|both|bilateral)\b"
+    r"(?:[ -](?:sided?|upper|lower|mid|middle|lateral|medial|lungs?|lobes?|zones?|bases?|apex|hemithorax|hilum))*"
+)
 # Side words that do not locate the finding: the side compared with, a chamber, the normal side.
 NOT_A_SIDE = (
     r"\b(?:compared|relative|in comparison|similar|contralateral) (?:to|with) (?:the |"
@@ -639,6 +705,8 @@ NOT_A_SIDE = (
     r"\b(?:is|are|was|were|has|have) both (?:been )?(?=absent|present|not|negative|normal|clear|seen|"
     r"stable|unchanged|small|large|resolved|cleared|improv|worsen|increas|decreas)|"
     r"\bin the right (?:clinical )?(?:setting|context)|"
+    r"\b(?:none|nothing|not) (?:on|at|in) the (?:left|right)(?: side)?|"
+    r", (?:and )?(?:the )?(?:left|right)(?: (?:one|side|angle))? (?:is )?(?:sharp|clear|normal|free|unremarkable)\b|"
     r"\b(?:left|right)(?: (?:upper|lower))? (?:atri\w+|ventric\w+|main-?stem\w*|heart|cardiac|"
     r"subclavian artery)|\bcavo-?atrial|"
     r"\b(?:left|right)(?: (?:lung|side|hemithorax|lobe|costophrenic angle))* (?:is|appears|"
@@ -696,13 +764,39 @@ EVIDENCE = (
     r"negative|normal|clear|unremarkable|sharp|intact|nil|exclud\w+|ruled out|unlikely|resolved|"
     r"extend\w*)\b|\u2717|\u2713"
 )
+# Under a heading: what is normal is a denial of the label, unless a word of NOT_NORMAL stands beside it.
+NOT_NORMAL = (
+    r"\b(?:no|not|without|loss|lost|lack|absen\w+|beyond|outside|blunt\w*|obscur\w*|obliterat\w*|indistinct|hazy|"
+    r"blurred|ill-defined|crowded|only|partly|partially|poorly|barely|however|but)\b|n't\b"
+)
+_NORMAL_LUNG = (
+    r"\bvessels?\b[^.;]{0,30}\b(?:visible|seen|discernible|traced|followed)\b|"
+    r"\b(?:lungs?|lung fields?)\b[^.;]{0,20}\b(?:clear|well[- ]aerated|transparent|translucent)\b"
+)
+# ... and what cannot be seen is hidden by it.
+HIDDEN = (
+    r"\b(?:angles?|sulc\w+|recess(?:es)?|(?:hemi)?diaphragms?|borders?|margins?|contours?|outlines?|vessels?)\b[^.;]{0,20}"
+    r"\b(?:not|cannot|no longer)(?: be)?(?: \w+ly)? (?:seen|visible|traced|followed|defined|made out|sharp|clear)\b"
+)
+NORMAL_SIGNS = {
+    "Pneumothorax": r"\bmarkings?\b[^.;]{0,30}"
+    r"\b(?:visible|seen|present|reach\w*|extend\w*|continu\w+|run|traced|followed)\b",
+    "Edema": r"\b(?:vessels?|vascul\w+|markings)\b[^.;]{0,30}"
+    r"\b(?:crisp|sharp\w*|normal|thin|well[- ]defined|slender)\b",
+    "Pleural Effusion": r"\b(?:angles?|recess(?:es)?|sulc\w+|(?:hemi)?diaphragms?)\b[^.;]{0,30}"
+    r"\b(?:sharp\w*|clear\w*|crisp\w*|deep|open|smooth\w*|well[- ]defined|preserved|followed)\b",
+    "Consolidation": _NORMAL_LUNG,
+    "Pneumonia": _NORMAL_LUNG,
+    "Lung Opacity": _NORMAL_LUNG,
+    "Cardiomegaly": r"\b(?:less than|under|below) (?:half|50|0\.5)\b|\bnormal\b",
+}
 BLOCK_NEGATIVE = (
     r"^\W*(?:none|no|not|absent|negative|nil|without|clear|normal|unremarkable|within normal|"
     r"\u2717)(?!\w)|\u2717|"
     r"\b(?:is|are|was|were|appears?|remains?) (?:absent|clear|normal|unremarkable|sharp|intact|"
     r"negative|well[- ]preserved)\b|\bnot (?:seen|present|identified|evident|visible|detected|"
     r"noted|observed|found|appreciated|blunted|obscured)\b|"
-    r"\b(?:is|are|was|were) no(?:ne)?\b|\bextend(?:s|ing)? (?:to|all the way)|\b(?:unlikely|resolved|"
+    r"\b(?:is|are|was|were) no(?:ne)?\b(?! longer)|\bextend(?:s|ing)? (?:to|all the way)|\b(?:unlikely|resolved|"
     r"ruled out)\b|(?<!cannot be )(?<!not )\bexcluded\b|\bno (?:evidence|signs?|abnormal\w*|"
     r"visible|definite|obvious|[a-z]+ (?:seen|identified|evident))\b"
 )

@@ -16,12 +16,16 @@ from data.findings_states import CLAUSE, find_mentions, states_of
 _TEXTBOOK = re.compile(lex.TEXTBOOK)
 _EVIDENCE = re.compile(lex.EVIDENCE)
 _BLOCK_NEGATIVE = re.compile(lex.BLOCK_NEGATIVE)
+_HIDDEN = re.compile(lex.HIDDEN)
+_QUESTION = re.compile(lex.QUESTION)
+_NOT_NORMAL = re.compile(lex.NOT_NORMAL)
+_NORMAL_SIGNS = {label: re.compile(pattern) for label, pattern in lex.NORMAL_SIGNS.items()}
 
 
 @lru_cache(maxsize=1 << 16)
 def read_sentence(sentence: str) -> tuple[tuple[str, str, str | None], ...] | None:
-    """(label, state, side) of every claim in one normalised sentence; None if it is general knowledge."""
-    if _TEXTBOOK.search(sentence):
+    """(label, state, side) of every claim in one normalised sentence; None if it is general knowledge or asks."""
+    if _TEXTBOOK.search(sentence) or _QUESTION.fullmatch(sentence):
         return None
     claims: list[tuple[str, str, str | None]] = []
     masked = blank(NOT_A_SIDE, sentence)
@@ -50,28 +54,45 @@ def read_sentence(sentence: str) -> tuple[tuple[str, str, str | None], ...] | No
     return tuple(dict.fromkeys(claims))
 
 
+def asked_for(sentence: str) -> tuple[str, ...]:
+    """The labels that a question without its answer names."""
+    if not _QUESTION.fullmatch(sentence):
+        return ()
+    return tuple(dict.fromkeys(label for m in find_mentions(sentence) if m.polarity > 0 for label in m.labels))
+
+
 def inherited(sentence: str, labels: tuple[str, ...]) -> list[tuple[str, str, str | None]]:
     """Claims of a sentence that does not itself name a finding, under a heading that names `labels`."""
-    if not _EVIDENCE.search(sentence):
-        return []
     if re.search(
         r"\b(?:recommend|correlat|follow-?up|differential|consider|not (?:assessed|evaluated)|summary|overall|compare)",
         sentence,
     ):
         return []
-    if re.search(r"\b(?:can ?not|not|could not) be (?:entirely |completely |fully )?(?:excluded|ruled out)", sentence):
-        state = "uncertain"
-    elif _BLOCK_NEGATIVE.search(sentence):
-        state = "absent"
-    elif re.match(
-        r"\W*(?:possible|possibly|likely|probable|suspected|questionable|uncertain|equivocal|cannot)\b", sentence
-    ) or re.search(r"\b(?:may|might|could|possibl\w+|cannot be excluded|uncertain|equivocal)\b", sentence):
-        state = "uncertain"
-    else:
-        state = "present"
+    stated = _block_state(sentence) if _EVIDENCE.search(sentence) else None
+    normal = stated in ("present", None) and not _NOT_NORMAL.search(sentence)
     out = []
     for label in labels:
+        sign = _NORMAL_SIGNS.get(label) if normal else None
+        state = "absent" if sign and sign.search(sentence) else stated
+        if state is None:
+            continue
         text = blank(NOT_A_SIDE, sentence)
         side = side_in(text if label == "Atelectasis" else blank(SHIFT, text))
         out.append((label, state, None if label in SIDELESS else side))
     return out
+
+
+def _block_state(sentence: str) -> str:
+    """What a sentence says of the heading above it, whichever that is."""
+    if re.search(r"\b(?:can ?not|not|could not) be (?:entirely |completely |fully )?(?:excluded|ruled out)", sentence):
+        return "uncertain"
+    if _BLOCK_NEGATIVE.search(sentence) and not _HIDDEN.search(sentence):
+        return "absent"
+    if re.match(
+        r"\W*(?:possible|possibly|likely|probable|suspected|questionable|uncertain|equivocal|cannot)\b", sentence
+    ) or re.search(
+        r"\b(?:may|might|could|possibl\w+|cannot be excluded|uncertain|equivocal|(?:is|are) (?:likely|probable))\b",
+        sentence,
+    ):
+        return "uncertain"
+    return "present"

@@ -11,6 +11,8 @@ _SIDES = re.compile("|".join(f"(?P<s{i}>{p})" for i, (_, p) in enumerate(lex.SID
 NOT_A_SIDE, SHIFT = re.compile(lex.NOT_A_SIDE), re.compile(lex.SHIFT)
 _CONNECTOR = re.compile(r",| and | with | or | plus |/| as well as | - |:| without |\bno\b")
 _LINK = re.compile(lex.LINK)
+_PLACE = re.compile(lex.PLACE)
+_COMPARED = re.compile(r"^, (?:left|right|larger|greater|more|worse|smaller|less)[^,]*,")  # ", left more than right,"
 
 
 def side_in(text: str) -> str | None:
@@ -36,7 +38,8 @@ def side_windows(clause: str, mentions: list[Mention]) -> list[str | None]:
         between = clause[a.end : b.start]
         hits = list(_CONNECTOR.finditer(between))
         # The last comma, else the first connector: "effusion at the left base, right lower lobe consolidation".
-        hit = hits[-1] if hits and "," in hits[-1].group() else (hits[0] if hits else None)
+        commas = [hit for hit in hits if "," in hit.group()]
+        hit = commas[-1] if commas else (hits[0] if hits else None)
         if (
             hit
             and not _SIDES.search(between[: hit.start()])
@@ -44,7 +47,8 @@ def side_windows(clause: str, mentions: list[Mention]) -> list[str | None]:
             and re.match(r"(?:left|right) and |both ", between.strip())
         ):
             hit = None
-        bounds.append(a.end + hit.start() if hit else a.end)
+        place = _PLACE.match(between) if not hits else None  # "the opacity in the right base is likely atelectasis"
+        bounds.append(a.end + (hit.start() if hit else place.end() if place else 0))
         between_texts.append(between)
     bounds.append(len(clause))
     sides: list[str | None] = []
@@ -77,8 +81,8 @@ def side_windows(clause: str, mentions: list[Mention]) -> list[str | None]:
             and "Support Devices" not in mentions[k].labels
             and sides[k - 1]
             and re.fullmatch(
-                r"\s*(?:and|or|/|with|, and)\s*(?:(?:adjacent|associated|overlying|underlying|compressive) )?",
-                between_texts[k - 1],
+                r"\s*(?:and|or|/|with|, and)\s*(?:(?:adjacent|associated|overlying|underlying|compressive) )*",
+                _COMPARED.sub("", between_texts[k - 1]),
             )
         ):
             sides[k] = sides[k - 1]

@@ -26,6 +26,7 @@ CLAUSE, _VERB = re.compile(lex.CLAUSE), re.compile(lex.VERB)
 _OPENER, _BREAK_WITH = re.compile(lex.OPENER), re.compile(lex.BREAK_WITH)
 _TOLD = r"(?:seen|noted|present|identified|described)"
 _EARLIER = re.compile(rf"^ (?:{_TOLD} (?:earlier|previously|before|on the prior\b)|(?:earlier|previously) {_TOLD})")
+_IN_GENERAL = re.compile(r"\W*in (?:acute |a case of )?")  # "in edema the vessels ...": of edema, not of this film
 # Said of a finding, with what it may be: "no opacity suspicious for pneumonia" denies both.
 _DESCRIBES = re.compile(r"(?: that| which)?(?: is| are| would be)? (?:concerning|suspicious|worrisome)(?: for| of)?")
 
@@ -66,12 +67,13 @@ def find_mentions(text: str) -> list[Mention]:
     return [Mention(start, end, *lex.LEXICON[i][:3]) for start, end, i in _matches(_LEXICON, text)]
 
 
-def _reaches(gap: str, chunk_tail: str, rest: str) -> bool:
+def _reaches(gap: str, finding: str, chunk_tail: str, rest: str) -> bool:
     """Whether a negation or hedge before `gap` still governs the finding after it.
 
-    gap: from the trigger to the finding; chunk_tail: from the finding to the next comma; rest: all that follows in the
-    clause. A list goes on over commas ("no pneumothorax, effusion or edema") until a verb, or until an item that opens
-    like a new statement ("no pneumothorax, small left effusion") unless an "or" closes the list.
+    gap: from the trigger to the finding, which may bring its own adjective ("bibasilar atelectasis"); chunk_tail: from
+    the finding to the next comma; rest: all that follows in the clause. A list goes on over commas ("no pneumothorax,
+    effusion or edema") until a verb, or until an item that opens like a new statement ("no pneumothorax, small left
+    effusion") unless an "or" closes the list.
     """
     if _VERB.search(gap) or _BREAK_WITH.search(gap):
         return False
@@ -84,7 +86,7 @@ def _reaches(gap: str, chunk_tail: str, rest: str) -> bool:
     closes = re.search(r"\b(?:or|nor)\b", item + " " + rest)
     if closes:
         return True
-    return not (_OPENER.match(item) or _VERB.search(chunk_tail))
+    return not (_OPENER.match(item + finding) or _VERB.search(chunk_tail))
 
 
 def _backward(gap: str) -> bool:
@@ -102,6 +104,8 @@ def states_of(clause: str, mentions: list[Mention]) -> list[str | None]:
         for start, end, i in _matches(_TRIGGERS, clause)
         if not any(m.start <= start and end <= m.end for m in mentions)
     ]
+    if mentions and _IN_GENERAL.fullmatch(clause, 0, mentions[0].start):
+        return [None] * len(mentions)
     if not triggers and " or " not in clause:
         return ["present"] * len(mentions)
     states: list[str | None] = []
@@ -116,7 +120,7 @@ def states_of(clause: str, mentions: list[Mention]) -> list[str | None]:
         for kind, start, end in reversed(triggers):
             if end <= m.start and kind in ("neg_pre", "hedge_pre", "hedge_both"):
                 gap = clause[end : m.start]
-                if _reaches(gap, chunk_tail, clause[m.end :]):
+                if _reaches(gap, clause[m.start : m.end], chunk_tail, clause[m.end :]):
                     state = "absent" if kind == "neg_pre" else "uncertain"
                     if state == "uncertain" and (
                         any(k2 == "neg_pre" and e2 <= start and not clause[e2:start].strip() for k2, _, e2 in triggers)
@@ -132,13 +136,13 @@ def states_of(clause: str, mentions: list[Mention]) -> list[str | None]:
                 continue
             gap = clause[m.end : start]
             last = k + 1 == len(mentions) or mentions[k + 1].start >= end
-            if kind in ("neg_post", "hedge_post", "hedge_both") and _backward(gap):
-                state = "absent" if kind == "neg_post" else "uncertain"
+            if kind in ("neg_post", "hedge_post", "hedge_both", "drop_post") and _backward(gap):
+                state = {"neg_post": "absent", "drop_post": None}.get(kind, "uncertain")
                 break
             # "effusion, likely on the left": a forward word with no finding after it looks back, if it is this one's.
             if kind == "hedge_pre" and last and k + 1 == len(mentions) and "," not in gap and not _VERB.search(gap):
                 if state == "present" and re.match(
-                    r"[\s(:-]*(?:$|[,.;)]|left|right|the|in|at|small|mild|bi)", clause[end:]
+                    r"[\s(:-]*(?:$|[,.;)]|left|right|the|in|at|an?\b|small|tiny|trace|mild|bi)", clause[end:]
                 ):
                     state = "uncertain"
                 break

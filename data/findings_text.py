@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 
 _SENTENCE_END = re.compile(
-    r"(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)(?<!\bdr)(?:[.!]|\?(?! ?(?:none|no|yes|not|absent|present)\b))+"
+    r"(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)(?<!\bdr)"
+    # A question and its answer are one sentence.
+    r"(?:[.!]|\?(?! ?(?:(?:i (?:see|find|note)|there (?:is|are)|(?:it|they) (?:is|are|does|do)) )?"
+    r"(?:none|no|yes|not|absent|present|possibly|probably|perhaps|maybe)\b))+"
     r"(?=[\s\"')\]]|$)[\"')\]]*"
 )
 _TABLE_ROW = re.compile(r"^([ \t]*)\|(.*)\|([ \t]*)$", re.MULTILINE)

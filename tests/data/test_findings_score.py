@@ -7,7 +7,7 @@ import pytest
 from data import findings_score
 from data.errors import UserError
 from data.findings_lexicon import FIVE, LABELS
-from data.findings_score import UNSEEN, Row, markdown, phantom_rows, read_labelled, score
+from data.findings_score import ARGUED, UNSEEN, Row, markdown, phantom_rows, read_labelled, score
 
 
 def test_score_counts_wrong_states_as_both_errors():
@@ -28,6 +28,12 @@ def test_unseen_sentences_are_enough_and_read_well():
     for label in LABELS:
         assert any(label in want for _, _, want in rows), label
     assert score(rows)["all"]["f1"] > 0.94
+
+
+def test_argued_sentences_hold_what_was_mended():
+    rows = [row for path in ARGUED for row in read_labelled(path)]
+    assert len(rows) >= 140
+    assert score(rows)["all"]["f1"] > 0.9
 
 
 def test_the_phantom_is_read_as_it_was_made_to_speak():
@@ -64,7 +70,7 @@ def test_command_without_a_file_prints_the_table(capsys, monkeypatch):
     monkeypatch.setattr(findings_score, "STUDIES", 4)
     findings_score.main([])
     out = capsys.readouterr().out.splitlines()
-    assert out[0].count("P / R / F1") == 3
+    assert out[0].count("P / R / F1") == 4
     assert [line.split(" | ")[0].removeprefix("| ") for line in out[2 : 3 + len(LABELS)]] == [*LABELS, "all"]
     assert all(line.count("|") == out[0].count("|") for line in out[1 : 3 + len(LABELS)])
 
