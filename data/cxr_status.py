@@ -7,12 +7,6 @@ from data.answers import ended
 from data.findings import is_refusal
 from data.records import PLACEHOLDER
 
-# Every refusal that data.findings knows holds one of these; tests/data/test_cxr_status.py compares.
-REFUSING = (
-    *("i'm", "i am", "i cannot", "i can not", "i can't", "i won't", "i do", "i could"),
-    *("able to", "capable", "qualified", "please", "as an ai"),
-)
-
 
 def clean(text: str) -> tuple[str, bool]:
     """(text without what a study record may not hold: special tokens, NUL, half surrogates; whether it changed)."""
@@ -38,7 +32,7 @@ def status_of(text: str, finish: Any = None) -> str:
         return meaning
     if meaning != "complete":
         return "truncated"
-    return "refused" if refuses(text) else "ok"
+    return "refused" if is_refusal(text) else "ok"
 
 
 def unknown_reason(finish: Any) -> str | None:
@@ -53,9 +47,3 @@ def unknown_reason(finish: Any) -> str | None:
 def _reason(finish: Any) -> str:
     """ "" for null, a blank, and NaN (a blank of pandas), which say nothing."""
     return "" if finish is None or finish != finish else str(finish).strip()
-
-
-def refuses(text: str) -> bool:
-    """`is_refusal`, which takes most of the time of loading, asked only where one of its words is there at all."""
-    lower = text.lower().replace("\u00a0", " ").replace("\u2019", "'")
-    return any(words in lower for words in REFUSING) and is_refusal(text)

@@ -36,7 +36,7 @@ from data.findings_sentence import asked_for, inherited, read_sentence
 from data.findings_sides import NOT_A_SIDE, blank, side_in
 from data.findings_text import normalise, split_sentences
 
-_REFUSAL = re.compile(lex.REFUSAL)
+_REFUSAL = [(needles.split("|"), re.compile(pattern)) for needles, pattern in lex.REFUSAL]
 
 
 class Claim(NamedTuple):
@@ -201,7 +201,9 @@ def is_refusal(text: str) -> bool:
 
     A disclaimer in front of real findings is not a refusal. Empty text is not one either (its status is "empty").
     """
-    return bool(_REFUSAL.search(normalise(text))) and not read_findings(text)
+    plain = normalise(text)
+    declines = any(cue.search(plain) for needles, cue in _REFUSAL if any(one in plain for one in needles))
+    return declines and not read_findings(text)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -402,8 +402,8 @@ LEXICON: tuple[tuple[tuple[str, ...], int, bool, str, str], ...] = (
         ("No Finding",),
         -1,
         False,
-        "no ",
-        r"(?<=no )(?:(?:acute|active|significant|other|additional|further) )*(?:abnormalit(?:y|ies)|"
+        "no |any ",
+        r"(?:(?<=no )|(?<=any ))(?:(?:acute|active|significant|other|additional|further) )*(?:abnormalit(?:y|ies)|"
         r"findings?|abnormal findings?|diseases?|patholog(?:y|ies))(?! (?:of|in|suggest|consistent|to|that|"
         r"support|for|at|on|concerning|suspicious|worrisome))",
     ),
@@ -504,8 +504,8 @@ TRIGGERS: tuple[tuple[str, str, str], ...] = (
     (
         "hedge_pre",
         "exclud|rule out",
-        r"\b(?:can ?not|could not|can't|couldn't|difficult to|hard to|not)(?: (?:entirely|completely|"
-        r"fully|definitely|confidently))* (?:exclude|rule out|excluding)\b",
+        r"\b(?:can ?not|could not|can't|couldn't|difficult to|hard to|unable to|impossible to|not able to|not)"
+        r"(?: (?:entirely|completely|fully|definitely|confidently))* (?:exclude|rule out|excluding)\b",
     ),
     (
         "hedge_pre",
@@ -663,16 +663,57 @@ TEXTBOOK = (
 )
 # A question without its answer is no claim; the sentence behind it may hold the answer.
 QUESTION = r"\W*(?:is|are|does|do|did|could|can|would|should|what about|how about)\b[^?]*\?\W*"
-REFUSAL = (
-    r"\bas an ai\b|\bi(?:'m| am) (?:an ai|not (?:capable|able|a (?:doctor|medical|radiologist|"
-    r"licensed))|unable|sorry)|"
-    r"\bi (?:can ?not|can't|am unable to|won't|do not|don't|could not)(?: directly)? (?:provide|"
-    r"interpret|analy[sz]e|diagnos|assist|help|view|see|"
-    r"offer|give|make|process|evaluate|access|examine|identify|have the ability)|"
-    r"\b(?:unable|not able) to (?:provide|interpret|analy[sz]e|diagnose|assist|help|view|process|evaluate)|"
-    r"\bnot (?:capable|qualified) (?:of|to) (?:provid|interpret|diagnos|analy)|"
-    r"\bplease (?:consult|see|seek|contact)(?: with)? (?:a|an|your) (?:qualified |licensed |"
-    r"medical |healthcare )*(?:doctor|physician|radiologist|professional|provider)"
+# Cues of a text that declines, (needles, pattern). They are wide: only a text that claims nothing is asked for them.
+_FILM_WORD = r"(?:images?|pictures?|x-?rays?|films?|radiographs?|photos?|attachments?|scans?)"
+_READER = r"(?:doctors?|physicians?|radiologists?|professionals?|clinicians?|providers?|specialists?)"
+REFUSAL: tuple[tuple[str, str], ...] = (
+    (
+        "as an ai|an ai|language model|sorry|apolog|afraid",
+        r"\bas an ai\b|\bi(?:'m| am)(?: just| only)? an ai\b|\blanguage model\b|\bsorry\b|\bapolog\w+|\bafraid\b",
+    ),
+    (
+        "i |i'|we |we'",  # "I can't ...", but not "I do not see a shift", which reads the film
+        r"\b(?:i|we)(?:'m|'d|'ll)?\b(?:(?! (?:see|find|note|observe)\b)[^.!?;]){0,30}?"
+        r"(?:\bnot\b|n't\b|\bcan ?not\b|\bunable\b|\black\b|\bno way of\b)"
+        r"(?!(?: \w+ly)? (?:see|find|note|identify|detect|observe|appreciate|make out)\b"
+        rf"(?![^.!?;]{{0,25}}\b(?:{_FILM_WORD}|one)\b))|"
+        r"\bnot something (?:i|we) (?:can|may|should|do)\b",
+    ),
+    (
+        "able to|capable|qualified|declin|refus|not permitted|not allowed|response|error",
+        r"\b(?:un|not )able to \w+|\bwithout being able to\b|\bnot (?:capable|qualified)\b|"
+        r"\b(?:declin(?:e|es|ed|ing)|refus(?:e|es|ed|ing))\b|\bnot (?:permitted|allowed)\b|\bno response\b|\berror:",
+    ),
+    ("the ability to", r"\bwithout the ability to\b"),
+    (
+        "beyond|outside|against|my purpose",
+        r"\b(?:beyond|outside)(?: of)? (?:what i can|(?:my|the) (?:scope|abilit|capabilit|competence))|"
+        r"\bagainst my\b|\bmy purpose\b",
+    ),
+    (
+        "guideline|polic|appropriate|irresponsible|unethical|unsafe|prohibited|filter",
+        r"\b(?:guidelines?|polic(?:y|ies)|inappropriate|irresponsible|unethical|unsafe|prohibited|content filter)\b",
+    ),
+    (
+        "cannot be|can not be|can't be|won't be|will not be|n't part of",
+        r"\b(?:diagnos[ie]s|interpretation|analysis|advice|request|assessment|opinion)\b[^.!?;]{0,30}"
+        r"(?:\b(?:can ?not|can't|won't|will not) be (?:given|provided|made|fulfilled|offered|done)|n't part of)\b",
+    ),
+    ("no image|no pict|no x|no film|no radiograph|no photo|no attach|no scan", rf"\bno {_FILM_WORD}\b"),
+    ("share|upload|attach|resend", rf"\b(?:share|upload|attach|resend)\b[^.!?;]{{0,25}}\b{_FILM_WORD}\b"),
+    (
+        "did not|didn't|failed to|could not be|cannot be|was not|has not been",
+        rf"\b{_FILM_WORD} (?:did not|didn't|failed to|could not be|cannot be|was not|has not been) "
+        r"(?:load|upload|open|attach|provid|access)",
+    ),
+    (
+        "doctor|physician|radiologist|professional|clinician|provider|specialist",
+        rf"\b(?:consult|seek|contact|ask)\b[^.!?;]{{0,40}}\b{_READER}\b|\bby (?:an? |your )?(?:\w+ )?{_READER}\b",
+    ),
+    (  # GLM, Qwen and Moonshot may decline in Chinese
+        "抱歉|无法|不能|请咨询",
+        r"抱歉|无法(?:对|提供|诊断|判断|查看|识别|解读|分析|协助)|不能(?:提供|诊断|解读|协助|对)|请咨询.{0,4}医生",
+    ),
 )
 
 # --- sides ----------------------------------------------------------------------------------------------------------

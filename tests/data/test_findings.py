@@ -105,6 +105,18 @@ def test_summary_prefers_present_and_joins_sides():
     assert read("Possible effusion. No effusion.")["Pleural Effusion"] == ("uncertain", None)
 
 
+REFUSALS = [
+    line.split("\t")
+    for line in (Path(__file__).parent / "refusals.tsv").read_text("utf-8").splitlines()
+    if not line.startswith("#")
+]
+
+
+@pytest.mark.parametrize(("kind", "text"), REFUSALS)
+def test_what_declines_is_a_refusal_and_no_reading_is(kind, text):
+    assert is_refusal(text) == (kind == "refusal")
+
+
 def test_refusal_makes_no_claim():
     assert is_refusal(REFUSAL) and read_findings(REFUSAL) == []
 
