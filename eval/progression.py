@@ -38,12 +38,14 @@ PROMPT = (
     "These are two chest X-rays of one patient: the first is the earlier one, the second is the current one. Compared "
     "with the earlier film, how has the {finding} changed? Options: {options}. Answer with one option."
 )
-# An answer that opens with a letter: "(B)", "B.", "B: ...", "The answer is B". A bare "A" before a word is an article.
+# An answer that opens with a letter: "(B)", "B.", "B: ...", "The answer is B", '{"answer": "B"}'. A bare "A" before a
+# word is an article.
 OPENING = re.compile(
-    r"\W*(?:(?:the )?(?:correct |best |final )?(?:answer|option)(?: is)?\W*)?"
-    r"(?:\((?P<inside>[abc])\)|(?P<bare>[abc])(?=[ \t]*(?:[).:,;*\n]|$)))",
+    r"\W*(?:(?:the |my )?(?:correct |best |final )?(?:answer|option|choice|boxed)(?: is)?\W*)?"
+    r"(?:\((?P<inside>[abc])\)|(?P<bare>[abc])(?=[ \t]*(?:[).:,;*\n}<\"']|$)))",
     re.I,
 )
+CLOSING = re.compile(r"\b(?:answer|option|choice)(?: is)?\W*(?P<bare>[abc])\W*$", re.I)  # "..., so the answer is B."
 WORDS = {"improving": r"improv\w*", "stable": "stable|unchanged", "worsening": r"worse\w*"}
 OPTION = f"(?:{'|'.join(WORDS.values())})"
 # A negation reaches over up to four words ("no evidence of interval worsening") and a list ("no improvement or
@@ -171,8 +173,9 @@ def read_choice(text: str, order: Sequence[str]) -> str | None:
     """The option that an answer names, or None.
 
     An answer that opens with a letter ("(B) stable. The heart ...", "The answer is B") names that option, unless
-    another option's word stands beside the letter. Otherwise the whole answer must name one option's word and no other,
-    in the forms improv..., worse..., stable, unchanged, no change; a negated word ("no worsening", "no evidence of
+    another option's word stands beside the letter. So does one that closes with it ("..., so the answer is B"), unless
+    another option's word stands anywhere in it. Otherwise the whole answer must name one option's word and no other, in
+    the forms improv..., worse..., stable, unchanged, no change; a negated word ("no worsening", "no evidence of
     improvement or worsening") names nothing.
     """
     opening = OPENING.match(text)
@@ -181,6 +184,8 @@ def read_choice(text: str, order: Sequence[str]) -> str | None:
         beside = re.split(r"[.;\n]", text[opening.end() :].lstrip(").:,;* \t"), maxsplit=1)[0]
         return option if named(beside) <= {option} else None
     options = named(text)
+    if closing := CLOSING.search(text):
+        options.add(order[LETTERS.index(closing["bare"].upper())])
     return options.pop() if len(options) == 1 else None
 
 

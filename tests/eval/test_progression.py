@@ -60,6 +60,12 @@ DRAW = {"seed": 0, "resamples": 50}
         ("Consolidation.", None),
         ("D", None),
         ("", None),
+        ("Choice: B", "improving"),
+        ("\\boxed{B}", "improving"),
+        ("<answer>C</answer>", "stable"),
+        ('{"answer": "C"}', "stable"),
+        ("Both films look alike, so the answer is (C).", "stable"),
+        ("It has worsened, so the answer is C.", None),
     ],
 )
 def test_reading_an_answer(text, said):
