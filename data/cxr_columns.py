@@ -147,7 +147,7 @@ def find_columns(name: str, rows: list[dict], told: dict[str, str]) -> Columns:
 
 
 def _label_columns(rows: list[dict], by_plain: dict[str, str]) -> dict[str, str]:
-    """label -> its column; {} where less than half of the labels have one, or all of them are blank in these rows."""
+    """label -> its column; {} where at most half of the labels have one, or all are blank in these rows."""
     found = {label: by_plain[plain(label)] for label in LABELS if plain(label) in by_plain}
     filled = any(str(row.get(column)).lower() not in ("", "none", "nan") for row in rows for column in found.values())
     return found if filled and len(found) > len(LABELS) // 2 else {}

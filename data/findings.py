@@ -107,7 +107,7 @@ def _read_body(line: Line, block: _Block | None, claims: list[Claim]) -> bool:
         spoke = True
         sentence = re.sub(r"\s+", " ", line.body[a:b])
         own, answers = read_sentence(sentence), asked
-        asked = asked_for(sentence)
+        asked = asked_for(sentence) if own is None else ()
         if own is None:
             continue
         found = list(own)

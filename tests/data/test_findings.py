@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data import findings_states
+from data import findings, findings_states
 from data.findings import is_refusal, read_findings, summarise
 from data.findings_lexicon import LABELS
 from data.findings_score import TUNED, UNSEEN, read_labelled
@@ -115,6 +115,13 @@ REFUSALS = [
 @pytest.mark.parametrize(("kind", "text"), REFUSALS)
 def test_what_declines_is_a_refusal_and_no_reading_is(kind, text):
     assert is_refusal(text) == (kind == "refusal")
+
+
+def test_needles_of_refusals_miss_none(monkeypatch):
+    texts = [text for _, text in REFUSALS] + [text for _, text, _ in SENTENCES + OTHERS] + [REFUSAL]
+    with_needles = [is_refusal(text) for text in texts]
+    monkeypatch.setattr(findings, "_REFUSAL", [([""], cue) for _, cue in findings._REFUSAL])
+    assert [is_refusal(text) for text in texts] == with_needles and any(with_needles)
 
 
 def test_refusal_makes_no_claim():
