@@ -10,6 +10,7 @@ from data.findings import is_refusal, read_findings, summarise
 from data.findings_lexicon import LABELS
 from data.findings_score import TUNED, UNSEEN, read_labelled
 from data.findings_sentence import read_sentence
+from data.findings_text import normalise
 
 CASE = Path(__file__).parents[3] / "shared/data/cxr_max_case/trajectories.jsonl"
 SENTENCES = [row for path in TUNED for row in read_labelled(path)]
@@ -117,11 +118,11 @@ def test_what_declines_is_a_refusal_and_no_reading_is(kind, text):
     assert is_refusal(text) == (kind == "refusal")
 
 
-def test_needles_of_refusals_miss_none(monkeypatch):
-    texts = [text for _, text in REFUSALS] + [text for _, text, _ in SENTENCES + OTHERS] + [REFUSAL]
-    with_needles = [is_refusal(text) for text in texts]
-    monkeypatch.setattr(findings, "_REFUSAL", [([""], cue) for _, cue in findings._REFUSAL])
-    assert [is_refusal(text) for text in texts] == with_needles and any(with_needles)
+def test_needles_of_refusals_miss_none():
+    texts = [normalise(text) for _, text in [*REFUSALS, *((None, text) for _, text, _ in SENTENCES + OTHERS)]]
+    for needles, cue in findings._REFUSAL:
+        found = [text for text in texts if cue.search(text)]
+        assert all(any(one in text for one in needles) for text in found) and found, needles
 
 
 def test_refusal_makes_no_claim():
