@@ -11,9 +11,10 @@ from typing import Any
 from data.cxr_columns import Columns, NoColumns, film_of, find_columns, texts_of
 from data.cxr_labels import labels_of
 from data.cxr_source import Rows
-from data.cxr_status import clean, status_of, unknown_reason
+from data.cxr_status import status_of, unknown_reason
+from data.cxr_store import add_texts
 from data.errors import UserError
-from data.records import IMAGE_TAG, SPLITS
+from data.records import IMAGE_TAG, SPLITS, clean
 
 PEEK = 100  # rows that a file's columns are decided by
 EMPTY, UNKNOWN = "{}", "null"  # labels as the store holds them: nothing is present, and nothing said is a label
@@ -89,11 +90,7 @@ def fill(
     store.execute("BEGIN")
     for name, read in opened:
         try:
-            store.executemany(
-                "INSERT INTO texts (study, dicom, teacher, text, status, place, labels, prompt, split) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                rows_of(name, read()),
-            )
+            add_texts(store, rows_of(name, read()))
         except NoColumns as error:
             refused.append(error)
             counts["left_out"].append(name)

@@ -1,21 +1,10 @@
-"""A trajectory's text as a study record may hold it, and its status: ok, empty, refused, or what its source says."""
+"""The status of a trajectory that a source tells: ok, empty, refused, or what the source says of it."""
 
 import re
 from typing import Any
 
 from data.answers import ended
 from data.findings import is_refusal
-from data.records import PLACEHOLDER
-
-
-def clean(text: str) -> tuple[str, bool]:
-    """(text without what a study record may not hold: special tokens, NUL, half surrogates; whether it changed)."""
-    if text.isascii() and "<" not in text and "\0" not in text:
-        return text, False
-    cleaned = text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
-    while PLACEHOLDER.search(cleaned):  # taking one out may join another
-        cleaned = PLACEHOLDER.sub("", cleaned)
-    return cleaned, cleaned != text
 
 
 def status_of(text: str, finish: Any = None) -> str:

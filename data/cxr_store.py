@@ -7,7 +7,7 @@ import contextlib
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -49,10 +49,9 @@ def temporary_store(out: StrPath) -> Iterator[sqlite3.Connection]:
             store.execute("PRAGMA journal_mode = OFF")
             store.execute("PRAGMA synchronous = OFF")
             store.execute("PRAGMA cache_size = -32768")  # 32 MiB
-            store.execute(
-                "CREATE TABLE texts (number INTEGER PRIMARY KEY, study INTEGER, dicom TEXT, teacher TEXT, text TEXT, "
-                "status TEXT, place TEXT, labels TEXT, prompt TEXT, split TEXT)"
-            )
+            kinds = {"number": "INTEGER PRIMARY KEY", "study": "INTEGER"}
+            columns = ", ".join(f"{name} {kinds.get(name, 'TEXT')}" for name in Text._fields)
+            store.execute(f"CREATE TABLE texts ({columns})")
             yield store
         except sqlite3.OperationalError as error:
             raise UserError(f"{out}: temporary file beside it: {error}; make room or choose another place") from error
@@ -60,6 +59,11 @@ def temporary_store(out: StrPath) -> Iterator[sqlite3.Connection]:
             with contextlib.suppress(sqlite3.OperationalError):
                 store.execute("PRAGMA temp_store_directory = ''")
             store.close()
+
+
+def add_texts(store: sqlite3.Connection, rows: Iterable[tuple]) -> None:
+    """Append rows, each the fields of a `Text` behind its number, which the store gives."""
+    store.executemany(f"INSERT INTO texts VALUES (NULL{', ?' * (len(Text._fields) - 1)})", rows)
 
 
 def texts_by_study(store: sqlite3.Connection) -> Iterator[tuple[int, list[Text]]]:

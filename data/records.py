@@ -37,6 +37,16 @@ PLACEHOLDER = re.compile(
 )
 
 
+def clean(text: str) -> tuple[str, bool]:
+    """(text without what a study record may not hold: special tokens, NUL, half surrogates; whether it changed)."""
+    if text.isascii() and "<" not in text and "\0" not in text:
+        return text, False
+    cleaned = text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+    while PLACEHOLDER.search(cleaned):  # taking one out may join another
+        cleaned = PLACEHOLDER.sub("", cleaned)
+    return cleaned, cleaned != text
+
+
 def read_studies(path: StrPath, *, image_root: StrPath | None = None, check_images: bool = False) -> Iterator[dict]:
     """Yield the checked study records of a JSONL file, one in memory at a time.
 

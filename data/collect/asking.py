@@ -14,13 +14,14 @@ import openai
 from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
-from data.collect.classify import BrokenAnswer, Usage, Verdict, classify, clean, parse_body, usage_of
+from data.collect.classify import BrokenAnswer, Usage, Verdict, classify, parse_body, usage_of
 from data.collect.endpoint import Fault, backoff, fault_of, without_key
 from data.collect.films import FilmChanged, data_url, encode_checked
 from data.collect.money import Ledger, OverBudget, price, worst_usage
 from data.collect.progress import Counts, Display
 from data.collect.settings import Teacher
 from data.collect.store import Answer, Store
+from data.records import clean
 
 T = TypeVar("T")
 
@@ -178,7 +179,7 @@ def make_answer(run: Run, task: Task, verdict: Verdict, told: Usage | None) -> A
     usage = told or run.worst(task)
     if told:
         run.seen = Usage(max(run.seen.tokens_in, told.tokens_in), max(run.seen.tokens_out, told.tokens_out))
-    text = clean(without_key(verdict.text, run.key))[0]
+    text = clean(without_key(verdict.text, run.key))[0].strip()
     cost = price(run.teacher, usage)
     return Answer(
         task.key, verdict.status, text, verdict.finish, verdict.detail, verdict.echoed, *usage, cost, told is not None

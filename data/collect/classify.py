@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from data.answers import SNAPSHOT, ended
 from data.findings import is_refusal
-from data.records import PLACEHOLDER
+from data.records import clean
 
 # Codes and types of an HTTP 400 that mean the provider's filter, not a mistake in the request.
 FILTER_CODES = {
@@ -74,14 +74,15 @@ def classify(body: dict) -> Verdict:
     message = choice.get("message") if isinstance(choice.get("message"), dict) else {}
     finish = choice.get("finish_reason") if isinstance(choice.get("finish_reason"), str) else None
     meaning = ended(finish or "")
-    text, changed = clean(_text_of(message.get("content")))
+    text, changed = clean(_text_of(message.get("content")))  # GLM boxes its answers in special tokens
+    text = text.strip()
     refusal = message.get("refusal")
     if meaning == "broken":
         raise BrokenAnswer(f"finish_reason {finish.lower()}")
     if meaning == "filtered":
         return Verdict("filtered", text, finish, None, echoed)
     if meaning == "refused" or (isinstance(refusal, str) and refusal.strip()):
-        return Verdict("refused", text or clean(str(refusal or ""))[0], finish, "by the provider", echoed)
+        return Verdict("refused", text or clean(str(refusal or ""))[0].strip(), finish, "by the provider", echoed)
     if not text:
         used_up = "reasoning may have used up max_tokens" if finish and finish.lower() == "length" else None
         return Verdict("empty", "", finish, used_up, echoed)
@@ -120,15 +121,6 @@ def same_model(asked: str, echoed: str) -> bool:
     asked = asked.removeprefix("models/").rsplit("/", 1)[-1].lower()
     rest = plain.removeprefix(asked)
     return plain.startswith(asked) and (not rest or SNAPSHOT.fullmatch(rest) is not None)
-
-
-def clean(text: str) -> tuple[str, bool]:
-    """Strip a text and take out what no study record may hold: special tokens (GLM boxes its answers in them), NUL,
-    halves of surrogate pairs. Second value: whether anything but white space was taken out."""
-    kept = text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
-    while PLACEHOLDER.search(kept):  # taking one out may join the halves of another
-        kept = PLACEHOLDER.sub("", kept)
-    return kept.strip(), kept != text
 
 
 def _text_of(content: Any) -> str:

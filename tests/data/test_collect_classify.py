@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data.collect.classify import BrokenAnswer, classify, clean, is_filter_error, parse_body, same_model, usage_of
+from data.collect.classify import BrokenAnswer, classify, is_filter_error, parse_body, same_model, usage_of
 from data.files import read_jsonl
 from tests.data.collect_server import EFFUSION, completion, error
 
@@ -63,11 +63,12 @@ def test_a_broken_answer_is_not_taken_for_a_complete_one():
     [
         ("<|begin_of_box|>Effusion.<|end_of_box|>", "Effusion."),
         ("<im<image>age> Effusion.\0", "Effusion."),
-        (" a\ud800b ", "a?b"),
+        (" Effusion\ud800. ", "Effusion?."),
     ],
 )
 def test_what_no_record_may_hold_is_taken_out(text, kept):
-    assert clean(text) == (kept, True)
+    judged = classify(completion(text))
+    assert (judged.text, judged.detail) == (kept, "special tokens taken out")
 
 
 @pytest.mark.parametrize(
@@ -134,8 +135,8 @@ def test_published_case():
 
 
 def test_white_space_alone_is_no_change_and_a_change_is_told():
-    assert clean("  Effusion. ") == ("Effusion.", False)
-    assert classify(completion(f" {EFFUSION} ")).detail is None
+    judged = classify(completion(f" {EFFUSION} "))
+    assert (judged.text, judged.detail) == (EFFUSION, None)
     assert classify(completion(f"<|begin_of_box|>{EFFUSION}")).detail == "special tokens taken out"
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.cxr_status import clean, status_of, unknown_reason
+from data.cxr_status import status_of, unknown_reason
 from data.findings import is_refusal
 
 
@@ -78,9 +78,3 @@ REFUSALS = [
 
 def test_every_form_of_refusal_is_one():
     assert all(map(is_refusal, REFUSALS))
-
-
-def test_cleaning_takes_out_what_a_record_may_not_hold():
-    assert clean("Clear <image>lungs\0<|im_end|>.") == ("Clear lungs.", True)
-    assert clean("<im<image>age>a") == ("a", True) and clean("half \ud800") == ("half ?", True)
-    assert clean("pO2 < 60, é") == ("pO2 < 60, é", False)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.errors import UserError
-from data.records import check_studies, check_study, image_paths, main, read_studies, write_studies
+from data.records import check_studies, check_study, clean, image_paths, main, read_studies, write_studies
 
 STUDY = {
     "id": "p0001-s1",
@@ -391,3 +391,9 @@ def test_an_image_root_that_is_a_file_is_refused(tmp_path):
     path = cohort(tmp_path, "good.png")
     with pytest.raises(UserError, match="image root is not a folder"):
         check_studies(path, image_root=tmp_path / "good.png")
+
+
+def test_cleaning_takes_out_what_a_record_may_not_hold():
+    assert clean("Clear <image>lungs\0<|im_end|>.") == ("Clear lungs.", True)
+    assert clean("<im<image>age>a") == ("a", True) and clean(" a\ud800b ") == (" a?b ", True)
+    assert clean("pO2 < 60, é") == ("pO2 < 60, é", False)
