@@ -130,7 +130,8 @@ def test_delong_agrees_with_the_paired_bootstrap_and_with_scikit_learn():
 def test_delong_at_its_edges():
     truth, a = scored(50)
     assert statistics.delong(truth, a, 2 * a + 1)["p"] == 1.0
-    assert statistics.delong([1, 0, 0], [0.5, 0.1, 0.2], [0.1, 0.2, 0.3])["p"] is None
+    single = statistics.delong([1, 0, 0], [0.5, 0.1, 0.2], [0.1, 0.2, 0.3])  # one positive has no variance
+    assert (single["low"], single["high"], single["p"]) == (None, None, None) and single["difference"] == 1.0
     assert statistics.delong([1, 1, 0, 0], [0.9, 0.8, 0.2, 0.1], [0.5] * 4)["p"] is None
     with pytest.raises(UserError, match="one class"):
         statistics.delong([1, 1], [0.1, 0.2], [0.2, 0.1])
