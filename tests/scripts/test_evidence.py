@@ -154,15 +154,19 @@ CLAIMS = [
     (EVIDENCE, "four of its seeds, at {0} ({1} to {2})", lambda: one("beta_1.0")),
     (EVIDENCE, "`beta_1.0`, five seeds: {0}", lambda: one("beta_1.0")[:1]),
     (EVIDENCE, "one pair, a random trajectory, {0} again ({1} to {2})", lambda: one("dpo_one_pair")),
-    (EVIDENCE, "in seeds 1 to 4 from a third Learn, gave {0} ({1} to {2}), {3} ({4} to {5}) and {6} ({7} to {8}): "
-     "between one ({9}) and seven ({10} from",
-     lambda: one("n2") + one("n3") + one("n4") + one("n1")[:1] + one("pl_nll_again")[:1]),
+    (EVIDENCE, "gave {0} ({1} to {2}), {3} ({4} to {5}), {6} ({7} to {8}), {9} ({10} to {11}) and {12} ({13} to {14}): "
+     "between one ({15}) and seven ({16} from",
+     lambda: [n for row in ("n2", "n3", "n4", "n5", "n6") for n in one(row)] + one("n1")[:1]
+     + one("pl_nll_again")[:1]),
     (EVIDENCE, "the highest number of one round: {0} ({1} to {2}). It is {3} above `pl_nll` from the first Learn ({4} "
      "to {5}), and {6} above `beta_1.0` ({7} to {8}) and {9} above `n4` ({10} to {11})",
      lambda: one("pl_length") + minus("pl_length", "pl_nll") + minus("pl_length", "beta_1.0")
      + minus("pl_length", "n4")),
-    (EVIDENCE, "three times as much gave {0} ({1} to {2}; five seeds", lambda: one("lr_0.003")),
-    (EVIDENCE, "a third {0} ({1} to {2}", lambda: one("lr_0.0003")),
+    (EVIDENCE, "three times as much gave {0} ({1} to {2}), a third {3} ({4} to {5}), a tenth {6} ({7} to {8}),",
+     lambda: one("lr_0.003") + one("lr_0.0003") + one("lr_0.0001")),
+    (EVIDENCE, "it is {0} above the best teacher ({1} to {2}), in \"correlated\", one seed,",
+     lambda: above("pl_nll", BEST, world="refusing")),
+    (EVIDENCE, "to undo that. Over five seeds {0} ({1} to {2});", lambda: one("pl_consensus_style")),
     (EVIDENCE, "no better than the best teacher's (+{0}, {1} to {2})",
      lambda: above("compare_dawid_skene", BEST, world="published_even")),
     (README, "one round is {0} ({1} to {2}) and {3} ({4} to {5}) above the best teacher", lambda: mild(BEST)),
