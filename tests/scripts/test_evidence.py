@@ -166,6 +166,8 @@ CLAIMS = [
      lambda: one("lr_0.003") + one("lr_0.0003") + one("lr_0.0001")),
     (EVIDENCE, "it is {0} above the best teacher ({1} to {2}), in \"correlated\", one seed,",
      lambda: above("pl_nll", BEST, world="refusing")),
+    (EVIDENCE, "three seeds) gave {0} ({1} to {2}), a difference to `pl_nll` of {3} ({4} to {5};",
+     lambda: one("pl_refusals", world="refusing") + minus("pl_refusals", "pl_nll", world="refusing")),
     (EVIDENCE, "to undo that. Over five seeds {0} ({1} to {2});", lambda: one("pl_consensus_style")),
     (EVIDENCE, "no better than the best teacher's (+{0}, {1} to {2})",
      lambda: above("compare_dawid_skene", BEST, world="published_even")),
