@@ -63,7 +63,7 @@ def test_a_broken_answer_is_not_taken_for_a_complete_one():
     [
         ("<|begin_of_box|>Effusion.<|end_of_box|>", "Effusion."),
         ("<im<image>age> Effusion.\0", "Effusion."),
-        (" Effusion\ud800. ", "Effusion?."),
+        (" a\ud800b ", "a?b"),
     ],
 )
 def test_what_no_record_may_hold_is_taken_out(text, kept):
@@ -135,8 +135,9 @@ def test_published_case():
 
 
 def test_white_space_alone_is_no_change_and_a_change_is_told():
-    judged = classify(completion(f" {EFFUSION} "))
-    assert (judged.text, judged.detail) == (EFFUSION, None)
+    judged = classify(completion("  Effusion. "))
+    assert (judged.text, judged.detail) == ("Effusion.", None)
+    assert classify(completion(f" {EFFUSION} ")).detail is None
     assert classify(completion(f"<|begin_of_box|>{EFFUSION}")).detail == "special tokens taken out"
 
 

@@ -395,5 +395,5 @@ def test_an_image_root_that_is_a_file_is_refused(tmp_path):
 
 def test_cleaning_takes_out_what_a_record_may_not_hold():
     assert clean("Clear <image>lungs\0<|im_end|>.") == ("Clear lungs.", True)
-    assert clean("<im<image>age>a") == ("a", True) and clean(" a\ud800b ") == (" a?b ", True)
-    assert clean("pO2 < 60, é") == ("pO2 < 60, é", False)
+    assert clean("<im<image>age>a") == ("a", True) and clean("half \ud800") == ("half ?", True)
+    assert clean("pO2 < 60, é") == ("pO2 < 60, é", False) and clean("  Effusion. ") == ("  Effusion. ", False)
