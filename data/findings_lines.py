@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from data import findings_lexicon as lex
 from data.findings_states import find_mentions, states_of
-from data.findings_text import normalise
+from data.findings_text import in_ascii, normalise
 
 _SECTION_BREAK = re.compile(lex.SECTION_BREAK)
 _FILLER = re.compile(lex.HEADING_FILLER)
@@ -70,6 +70,7 @@ def heading_labels(title: str) -> tuple[str, ...]:
 
 def lines_of(text: str) -> Iterator[Line | None]:
     """Each line of a text, None for a blank one; a sentence that goes on in the next line stays in one."""
+    text = in_ascii(text)
     norm = normalise(text)
     raw = list(text)
     for m in _SOFT_WRAP.finditer(text):

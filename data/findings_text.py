@@ -26,12 +26,22 @@ _NORMAL_CHARS |= {ord(c): "-" for c in "–—−‐‑"} | {
 }
 _NORMAL_CHARS |= {ord(c): "\u2717" for c in "❌✗✘❎"} | {ord("≥"): ">", ord("≤"): "<"}
 
+# What other systems end a line with, and the full-width forms in which some models write ASCII's punctuation.
+_LINE_END = re.compile(r"\r(?!\n)|[\v\f\x85\u2028\u2029]")
+_ASCII = {ord("\r"): " ", ord("。"): ".", ord("、"): ","} | {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)}
+
+
+def in_ascii(text: str) -> str:
+    """Every line ends with "\\n" and punctuation is ASCII's, one character for one character."""
+    return _LINE_END.sub("\n", text).translate(_ASCII)
+
 
 def normalise(text: str) -> str:
     """Lower case, Markdown marks blanked, one character for one character, so that offsets stay those of `text`.
 
     A table's row and an object of JSON become what they say in prose: "edema : no".
     """
+    text = in_ascii(text)
     text = _TABLE_ROW.sub(lambda row: f"{row[1]} {row[2].replace('|', ':')} {row[3]}", text)
     if _JSON_KEY.search(text):
         text = _JSON_NEXT.sub(" ", text).translate(_JSON_MARKS)

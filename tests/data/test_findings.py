@@ -34,6 +34,27 @@ def test_labelled_sentence(line, text, want):
     assert read(text) == want
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\u2028", "\x85"])
+def test_how_a_line_ends_changes_nothing(end):
+    several = [text for _, text, _ in SENTENCES + OTHERS if "\n" in text]
+    assert len(several) > 50
+    for text in several:
+        assert read(text.replace("\n", end)) == read(text), text
+
+
+def test_full_width_punctuation_is_that_of_ascii():
+    assert read("Edema：no\nPneumothorax： absent（none seen）") == {
+        "Edema": ("absent", None),
+        "Pneumothorax": ("absent", None),
+    }
+    text = "Left effusion， small。 No edema！"
+    claims = read_findings(text)
+    assert [(c.label, c.state, text[c.start : c.end]) for c in claims] == [
+        ("Pleural Effusion", "present", "Left effusion， small。"),
+        ("Edema", "absent", "No edema！"),
+    ]
+
+
 def test_there_are_enough_sentences_of_every_label():
     assert len(SENTENCES) >= 150
     for label in LABELS:
