@@ -615,6 +615,13 @@ CLAUSE = (
     r"\bwhereas\b|\byet\b|\bexcept(?:ing)?(?: for)?\b|\bother than\b|"
     r"\bapart from\b|\baside from\b|\bwith the exception of\b|\bsave for\b|\. "
 )
+# What is named behind these words is what the writer declines to look for, and no claim. "I cannot identify" is one.
+DECLINES = (
+    r"\b(?:i|we)(?:'m| am|'re| are)?(?: (?:\w+ly|afraid|sorry|just|still|also))? (?:can ?not|can't|could not|couldn't|"
+    r"won't|will not|(?:un|not )able to|not (?:qualified|allowed|permitted|trained) to|(?:must )?(?:decline|refuse) to)"
+    r"(?: \w+ly)? (?:analy[sz]e|assess|assist|comment|diagnose|evaluate|examine|give|help|interpret|offer|process|"
+    r"provide|read|review)\b"
+)
 VERB = (
     r"\b(?:is|are|was|were|has|have|had|remains?|shows?|demonstrates?|reveals?|seen|noted|present|"
     r"identified|there|appears?|"

@@ -14,6 +14,7 @@ from data.findings_sides import NOT_A_SIDE, SHIFT, blank, side_in, side_windows
 from data.findings_states import CLAUSE, find_mentions, states_of
 
 _TEXTBOOK = re.compile(lex.TEXTBOOK)
+_DECLINES = re.compile(lex.DECLINES)
 _EVIDENCE = re.compile(lex.EVIDENCE)
 _BLOCK_NEGATIVE = re.compile(lex.BLOCK_NEGATIVE)
 _HIDDEN = re.compile(lex.HIDDEN)
@@ -32,7 +33,9 @@ def read_sentence(sentence: str) -> tuple[tuple[str, str, str | None], ...] | No
     edges = [0, *(e for m in CLAUSE.finditer(sentence) for e in (m.start(), m.end())), len(sentence)]
     for start, end in zip(edges[::2], edges[1::2], strict=True):
         clause = sentence[start:end]
-        mentions = [m for m in find_mentions(clause) if m.labels]
+        declines = _DECLINES.search(clause)
+        spoken = declines.start() if declines else len(clause)
+        mentions = [m for m in find_mentions(clause) if m.labels and m.start < spoken]
         if not mentions:
             continue
         sides = side_windows(masked[start:end], mentions)

@@ -34,6 +34,30 @@ def test_labelled_sentence(line, text, want):
     assert read(text) == want
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm unable to analyze this X-ray for consolidation, pleural effusion, pneumonia, pneumothorax, or edema.",
+        "I'm sorry, but I can't help with diagnosing pneumonia from this image.",
+        "As an AI I cannot interpret chest X-rays for pneumonia; please consult a radiologist.",
+        "I am not able to provide a diagnosis of pneumonia, edema or effusion from this film.",
+    ],
+)
+def test_what_one_declines_to_look_for_is_no_claim(text):
+    assert not read_findings(text) and is_refusal(text)
+
+
+def test_declining_one_thing_leaves_what_is_said():
+    assert read("I can't provide a diagnosis, but there is a left pleural effusion.") == {
+        "Pleural Effusion": ("present", "left")
+    }
+    assert read("The film shows edema and I cannot assess the apices for pneumothorax.") == {"Edema": ("present", None)}
+    assert read("I cannot identify a pneumothorax. We can't exclude pneumonia.") == {
+        "Pneumothorax": ("absent", None),
+        "Pneumonia": ("uncertain", None),
+    }
+
+
 @pytest.mark.parametrize("end", ["\r\n", "\r", "\u2028", "\x85"])
 def test_how_a_line_ends_changes_nothing(end):
     several = [text for _, text, _ in SENTENCES + OTHERS if "\n" in text]
