@@ -20,7 +20,7 @@ from pathlib import Path
 
 from data import manifest
 from data.errors import Problems, UserError
-from data.files import dump_line, write_atomic
+from data.files import dump_line, read_jsonl, write_atomic
 from data.images import decode_problem
 from data.records import IMAGE_TAG
 from eval import predict
@@ -176,6 +176,22 @@ def ask_all(
 def read_given(path: Path, benchmark: Benchmark) -> list[dict]:
     """Answers of any model from a file, in the order of the items; UserError unless it has exactly their ids."""
     return read(path, rows_of(benchmark), benchmark.kind)
+
+
+def read_given_without_films(path: Path, benchmark: Benchmark) -> list[dict]:
+    """Answers to the questions alone, one an item: from a file with the ids of the items, or of the questions, as
+    evaluating a checkpoint writes it."""
+    questions = rows_of(benchmark, image=False)
+    first = next(iter(read_jsonl(path)), (0, None))[1]
+    if not isinstance(first, dict) or first.get("id") not in {row["id"] for row in questions}:
+        return read_given(path, benchmark)
+    return of_items(benchmark, read(path, questions, benchmark.kind))
+
+
+def of_items(benchmark: Benchmark, answers: Sequence[dict]) -> list[dict]:
+    """The answer to its question for every item; `answers` as those of `rows_of(benchmark, image=False)`."""
+    by_id = {row["id"]: row for row in answers}
+    return [by_id[question_id(without_tags(item.prompt))] for item in benchmark.items]
 
 
 def read(path: Path, rows: Sequence[dict], kind: str) -> list[dict]:

@@ -27,7 +27,8 @@ from eval import charts, statistics
 from eval.table import RESEARCH, line, number
 from eval.text_metrics import CIDER, coco_bleu
 
-MEAN = "mean"
+# What of a protocol adds rows and metrics to one run and changes none that two share.
+ADDS = ("clinical", "meteor", "teachers")
 TESTS = {
     "accuracy": "exact McNemar",
     "macro accuracy": "paired bootstrap only",
@@ -240,7 +241,7 @@ def _table(
     p_values = {name: p_of(found[name]) if p_of else None for name in names}
     adjusted = statistics.holm(p_values)
     rows = []
-    for i, name in enumerate([*names, *([MEAN] if averaged else [])]):
+    for i, name in enumerate([*names, *([f"mean of {sum(defined)}" if mean else "mean"] if averaged else [])]):
         rows.append(
             {
                 "name": name,
@@ -297,12 +298,13 @@ def compare(paths: tuple[Path, Path], *, seed: int = 0, resamples: int = 1000, r
         one, other = (results["benchmarks"][name] for results in both)
         changed = sorted(
             key
-            for key in {*one["protocol"], *other["protocol"]}
+            for key in {*one["protocol"], *other["protocol"]}.difference(ADDS)
             if one["protocol"].get(key) != other["protocol"].get(key)
         )
         if changed:
             raise UserError(
-                f"{name}: the two runs differ in their protocol ({', '.join(changed)}); they are never compared"
+                f"{name}: the two runs differ in their protocol ({', '.join(changed)}); they are never compared; "
+                "score the answers of one again with the --set of the other"
             )
         items = [read_items(path, results["benchmarks"][name]) for path, results in zip(paths, both, strict=True)]
         try:

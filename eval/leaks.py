@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -45,8 +46,9 @@ SHOWN = 5
 
 
 class Trained(NamedTuple):
-    """What a model was trained on. `validation`: how many of its studies are for validation; `names`: films by (source,
-    name as `film_names` gives it); `films`: their paths."""
+    """What a model was trained on. `validation`: how many of its studies are for validation; `patients`, `ids` (of the
+    studies): (source, id as `plain_id` gives it); `names`: films by (source, name as `film_names` gives it); `films`:
+    their paths."""
 
     file: str
     studies: int
@@ -74,8 +76,10 @@ def read_trained(path: Path, *, splits: Sequence[str] = SEEN, image_root: Path |
         len(studies),
         sum(study["split"] == "validate" for study in studies),
         frozenset(study["source"] for study in studies),
-        frozenset((study["source"], study["patient"]) for study in studies),
-        frozenset((study["source"], study["id"]) for study in studies),
+        *(
+            frozenset((study["source"], plain_id(study["source"], study[key])) for study in studies)
+            for key in ("patient", "id")
+        ),
         frozenset((source, name) for source, paths in films.items() for name in film_names(paths)),
         tuple(dict.fromkeys(film for study in studies for film in image_paths(study, root))),
     )
@@ -97,6 +101,16 @@ def of_studies(path: Path, image_root: Path | None = None) -> tuple[Benchmark, s
 def id_space(name: str) -> str:
     """The `source` of study records whose ids mean the same as those of a benchmark."""
     return next((source for start, source in ID_SPACES.items() if name.startswith(start)), name)
+
+
+# A patient or study of MIMIC-CXR: with the letter of its folder, or as its tables and pandas write it.
+_MIMIC_ID = re.compile(r"[ps]?([15]\d{7})(?:\.0)?", re.IGNORECASE)
+
+
+def plain_id(source: str, text: str) -> str:
+    """An id without what the writings of one id differ by: "p10000032" and "10000032" are one patient of mimic-cxr."""
+    found = _MIMIC_ID.fullmatch(text) if source == "mimic-cxr" else None
+    return found[1] if found else text
 
 
 def film_name(path: str) -> str:
@@ -150,9 +164,9 @@ def find(
     if comparable:
         names = {name for name in film_names(ours) if (source, name) in trained.names}
         for item in benchmark.items:
-            if (source, item.patient) in trained.patients:
+            if (source, plain_id(source, item.patient)) in trained.patients:
                 note("patient", item, item.patient)
-            if item.study and (source, item.study) in trained.ids:
+            if item.study and (source, plain_id(source, item.study)) in trained.ids:
                 note("study", item, item.study)
             for film in item.images:
                 if film_name(film) in names:

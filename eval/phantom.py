@@ -166,14 +166,22 @@ def evaluate(
 
 def environment() -> dict:
     """Where the numbers were made, without anything that names the machine or its user."""
-    root = Path(__file__).resolve().parent.parent
-    git = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "platform": platform.system() + " " + platform.machine(),
         "cpus": os.cpu_count(),
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(),
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _commit() -> str | None:
+    """That of the checkout; None outside one, and where git is not installed."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        done = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict:
@@ -213,7 +221,8 @@ def render_table(results: dict) -> str:
         if i and kinds[i] != kinds[i - 1]:
             body.append(rule)
         body.append(line)
-    foot = [f"Accuracy in percent over {results['rows'][0]['n']} held-out films, the same for every row."]
+    films = "held-out films" if results["split"] == "test" else f"films of split {results['split']}"
+    foot = [f"Accuracy in percent over {results['rows'][0]['n']} {films}, the same for every row."]
     if "teacher" in kinds:
         winners = [r["name"] for r in results["rows"] if r["beats_all_teachers"] and r["kind"] != "teacher"]
         foot.append(f"* Mean accuracy above every teacher: {'; '.join(winners) or 'none'}.")
@@ -353,6 +362,11 @@ def main(argv=None) -> None:
         resamples=args.resamples,
         uncertain=args.uncertain,
     )
+    if not scored["rows"]:
+        raise UserError(
+            f"{args.studies}: nobody to score: no trajectory, no consensus, no studies of split train; give answers "
+            "with --predictions NAME=FILE"
+        )
     scored["notes"] += left_out
     results = {
         "schema": SCHEMA,

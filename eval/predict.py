@@ -170,6 +170,11 @@ def answer_batches(
     return new
 
 
+def half_character(text: object) -> bool:
+    """Whether a text cannot be written as UTF-8: JSON may hold half of an emoji that was cut off."""
+    return isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def read_answers(
     path,
     ids: Sequence[str],
@@ -193,6 +198,10 @@ def read_answers(
     for line, row in read_jsonl(path):
         if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not fits(row):
             raise UserError(f'{path}:{line}: a prediction needs a string "id" and {needs}; make the file again')
+        if "text" in row and half_character(row["text"]):
+            raise UserError(
+                f"{path}:{line}: the text holds half a character (a lone surrogate, \\ud800 to \\udfff); take it out"
+            )
         if row["id"] in found:
             raise UserError(f"{path}:{line}: id {row['id']} stands here twice; keep one answer each")
         if row["id"] not in wanted:

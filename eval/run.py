@@ -111,9 +111,7 @@ def ask_benchmark(
             given = asking.read(path, questions, kind)
         else:
             given = None
-        by_id = {row["id"]: row for row in given or ()}
-        ids = [asking.question_id(asking.without_tags(item.prompt)) for item in benchmark.items]
-        without = given and [by_id[id_] for id_ in ids]
+        without = given and asking.of_items(benchmark, given)
     answers = asking.ask_all(rows, ask, folder, asking.PREDICTIONS, meta, shard=args.shard, **common)
     missing = answers is None or (questions and not without)
     return None if missing else {"answers": answers, "no_image": without}, problems
@@ -133,7 +131,7 @@ def read_given(args: argparse.Namespace, benchmark: Benchmark) -> tuple[dict, di
     asked = {"answers": asking.read_given(path, benchmark), "no_image": None}
     if blind:
         decoding |= {"no_image_predictions": blind.name, "no_image_sha256": sha256_file(blind)}
-        asked["no_image"] = asking.read_given(blind, benchmark)
+        asked["no_image"] = asking.read_given_without_films(blind, benchmark)
     return asked, decoding
 
 

@@ -53,7 +53,10 @@ def commit() -> dict[str, Any]:
     """{"commit": hash or None without git, "dirty": whether any file but the matrix's own output differs from it}."""
 
     def git(*words: str) -> str | None:
-        done = subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=False)
+        except OSError:  # it is not installed
+            return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     head = git("rev-parse", "HEAD")

@@ -96,11 +96,15 @@ if [[ $on_benchmarks ]]; then
         esac
     done
     run "$PYTHON" -P -m eval.run "${words[@]}" --check-gpus "$gpus"
-    IFS=, read -r -a devices <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((gpus - 1)))}"
-    [[ ${#devices[@]} -ge $gpus ]] || fail "--gpus $gpus: CUDA_VISIBLE_DEVICES names ${#devices[@]} only"
+    if [[ " ${words[*]}" =~ " --device"[=\ ]"cpu" ]]; then
+        devices=()
+    else
+        IFS=, read -r -a devices <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((gpus - 1)))}"
+        [[ ${#devices[@]} -ge $gpus ]] || fail "--gpus $gpus: CUDA_VISIBLE_DEVICES names ${#devices[@]} only"
+    fi
     # The process that finishes last joins the answers and scores; one that failed leaves the rest to a second run.
     for ((i = 1; i <= gpus; i++)); do
-        CUDA_VISIBLE_DEVICES=${devices[i - 1]} begin "$PYTHON" -P -m eval.run "${words[@]}" --shard "$i/$gpus"
+        CUDA_VISIBLE_DEVICES=${devices[i - 1]:-} begin "$PYTHON" -P -m eval.run "${words[@]}" --shard "$i/$gpus"
     done
     finish
     exit

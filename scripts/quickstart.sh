@@ -58,6 +58,8 @@ fi
 # The batch is the same with one. Each takes half of the cores.
 CORES=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # which counts by them, not by the machine
 RANKS=$((CORES > 1 ? 2 : 1))
+# On a CPU, whatever the machine has: so its numbers are those of the README.
+export CUDA_VISIBLE_DEVICES=
 export NPROC_PER_NODE=$RANKS OMP_NUM_THREADS=$((CORES > 1 ? CORES / 2 : 1))
 
 STAGES=(cohort student learn compare critique)

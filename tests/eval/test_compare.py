@@ -68,8 +68,10 @@ def test_every_group_gets_its_test(runs):
     assert {label: accuracy[label]["p"] for label in FIVE} == pytest.approx(p)
     assert {label: accuracy[label]["p_holm"] for label in FIVE} == pytest.approx(statistics.holm(p))
     assert accuracy["Edema"]["a"] == pytest.approx(np.mean([r["correct"]["Edema"] for r in a]))
-    assert accuracy["mean"]["difference"] == pytest.approx(np.mean([accuracy[label]["difference"] for label in FIVE]))
-    assert accuracy["mean"]["p"] is None and accuracy["mean"]["low"] < accuracy["mean"]["difference"]
+    assert accuracy["mean of 2"]["difference"] == pytest.approx(
+        np.mean([accuracy[label]["difference"] for label in FIVE])
+    )
+    assert accuracy["mean of 2"]["p"] is None and accuracy["mean of 2"]["low"] < accuracy["mean of 2"]["difference"]
     for row in by_group["AUC"]["rows"][:2]:
         label = row["name"]
         expected = statistics.delong(
@@ -117,6 +119,7 @@ def test_macro_accuracy_needs_every_class_of_every_finding(tmp_path, items, unde
     found = compare.compare(runs, resamples=20, rounds=20)
     table = {row["name"]: row for row in tables(found)["macro accuracy"]["rows"]}
     expected = {*undefined, "mean"} & set(table) if undefined else set()
+    assert {"mean", f"mean of {len(table) - 1}"} & set(table) == {"mean" if undefined else f"mean of {len(table) - 1}"}
     assert {name for name, row in table.items() if row["a"] is row["difference"] is row["low"] is None} == expected
     assert [one for one in found["benchmarks"]["phantom-x"]["notes"] if "not defined" in one and "class" in one] == [
         "not every class is among the compared items of Edema: their macro accuracy, and the mean, are not defined"
@@ -155,6 +158,8 @@ def test_what_must_not_be_compared_is_refused(tmp_path, runs):
     other = write(tmp_path / "c", rows(), protocol={"task": "t", "question": "another"})
     with pytest.raises(UserError, match=r"differ in their protocol \(question\)"):
         compare.compare((runs[0], other))
+    more = write(tmp_path / "d", rows(), protocol={"task": "t", "teachers": "no", "meteor": "yes"})
+    assert compare.compare((runs[0], more), resamples=5, rounds=5)["benchmarks"], "what only adds rows is no protocol"
     flipped = rows()
     flipped[3]["truth"] = {"Edema": 1 - flipped[3]["truth"]["Edema"], "Pneumonia": flipped[3]["truth"]["Pneumonia"]}
     with pytest.raises(UserError, match="item i3: the two runs give it another truth"):
@@ -256,7 +261,7 @@ def test_labels_that_one_run_has_no_study_of_are_left_out_and_named(tmp_path):
     runs = write(tmp_path / "a", whole), write(tmp_path / "b", part)
     for pair in (runs, runs[::-1]):
         found = compare.compare(pair, resamples=20, rounds=20)
-        assert [row["name"] for row in tables(found)["macro accuracy"]["rows"]] == [*FIVE, "mean"]
+        assert [row["name"] for row in tables(found)["macro accuracy"]["rows"]] == [*FIVE, f"mean of {len(FIVE)}"]
         assert tables(found)["macro accuracy"]["rows"][-1]["a"] is not None
         assert "scored in one run only, not compared: Mass" in found["benchmarks"]["phantom-x"]["notes"]
 

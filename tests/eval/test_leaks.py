@@ -48,6 +48,15 @@ def test_overlap_by_patient_study_and_film_name(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("patient", ["p10999991", "10999991", "P10999991", "10999991.0"])
+def test_one_patient_of_mimic_is_one_however_it_is_written(tmp_path, patient):
+    known = leaks.read_trained(trained(tmp_path, [patient]))
+    found = leaks.find(benchmark(tmp_path, [("p10999991", "s59999991", "x.png")]), known, films="names")
+    assert found["item_ids"]["patient"] == ["i0"]
+    assert leaks.plain_id("chexpert", "p10999991") == "p10999991"
+    assert leaks.plain_id("mimic-cxr", "s59999991") == leaks.plain_id("mimic-cxr", "59999991") == "59999991"
+
+
 def test_ids_of_another_hospital_are_not_compared(tmp_path):
     known = leaks.read_trained(trained(tmp_path, ["p1"], source="chestx-ray14"))
     one = benchmark(tmp_path, [("p1", "s0", "train-0.png")])

@@ -172,6 +172,7 @@ def test_same_input_same_numbers(make_file, tmp_path):
         ('{"id": "other", "text": "No edema."}\n', ":1: id other is not among"),
         ('{"id": "test-0", "text": "a"}\n{"id": "test-0", "text": "b"}\n', ":2: id test-0 stands here twice"),
         ('{"id": "test-0"}\n', ":1: a prediction needs"),
+        ('{"id": "test-0", "text": "No edema. \\ud83d"}\n', ":1: the text holds half a character"),
     ],
 )
 def test_bad_predictions(tmp_path, lines, message):
@@ -204,6 +205,24 @@ def test_studies_without_findings_are_left_out_counted_and_said(make_file, tmp_p
     without = [s for s in test if "findings" in s]
     texts = {"x": [s["consensus"]["text"] for s in without]}
     assert results["rows"] == json.loads(json.dumps(phantom.evaluate(without, texts, train=train)["rows"]))
+
+
+def test_numbers_do_not_need_git(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert phantom.environment()["commit"] is None
+
+
+def test_a_file_without_anyone_to_score_is_refused_before_anything_is_written(make_file, tmp_path):
+    path = make_file([study(i, {"Edema": None}) for i in range(3)])
+    with pytest.raises(UserError, match="studies.jsonl: nobody to score: .*--predictions NAME=FILE"):
+        phantom.main(["--studies", str(path), "--out", str(tmp_path / "r.json")])
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_the_table_names_its_films(make_file, tmp_path, capsys):
+    train = [study(i, {}, [trajectory("good", ALL_CLEAR)], split="train") for i in range(3)]
+    phantom.main(["--studies", str(make_file(train)), "--split", "train", "--out", str(tmp_path / "r.json")])
+    assert "over 3 films of split train, the same for every row" in capsys.readouterr().out
 
 
 def test_a_split_without_any_findings_is_refused(make_file, tmp_path):

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["cohort", "student", "learn", "compare", "critique", "evaluate", "report"]
 
 
-def bash(script, *words, cwd=ROOT):
-    env = os.environ | {"VIRTUAL_ENV": sys.prefix}
+def bash(script, *words, cwd=ROOT, **variables):
+    env = os.environ | {"VIRTUAL_ENV": sys.prefix} | variables
     call = ["bash", ROOT / "scripts" / script, *words]
     return subprocess.run(call, capture_output=True, text=True, env=env, cwd=cwd)
 
@@ -149,7 +149,13 @@ def test_the_whole_story_in_small_and_again(tmp_path):
     again = bash("quickstart.sh", "--smoke", "--seed", "3", "--out", str(out))
     assert again.returncode == 0 and again.stdout.count("not repeated") == 7
     assert (out / "results.json").read_bytes() == before
-    more = bash("quickstart.sh", "--smoke", "--seed", "3", "--out", str(out), "--second-round")
+    # A driver that lists one GPU, for two processes on the CPU.
+    driver = tmp_path / "bin/nvidia-smi"
+    driver.parent.mkdir()
+    driver.write_text("#!/bin/sh\necho 0, GPU-a, NVIDIA H100, 81559, 81000\n")
+    driver.chmod(0o755)
+    found = {"PATH": f"{driver.parent}:{os.environ['PATH']}"}
+    more = bash("quickstart.sh", "--smoke", "--seed", "3", "--out", str(out), "--second-round", **found)
     assert more.returncode == 0, more.stdout + more.stderr
     assert more.stdout.count("not repeated") == 5, "what the first round made"
     results = json.loads((out / "results.json").read_text())

@@ -261,6 +261,16 @@ def test_answers_of_any_model_are_scored_without_it(films, tmp_path):
     assert rows_of(out)["checkpoint, no image"]["malformed answers"]["value"] == 1
 
 
+def test_saved_answers_to_the_questions_alone_are_scored_again(films, tmp_path):
+    call(films, tmp_path / "asked", "ckpt")
+    (blind,) = (tmp_path / "asked").rglob("no_image.jsonl")
+    (answers,) = (tmp_path / "asked").rglob("predictions.jsonl")
+    assert len(blind.read_text().splitlines()) < len(answers.read_text().splitlines())
+    again = tmp_path / "again"
+    call(films, again, "--predictions", answers, "--no-image-predictions", blind)
+    assert rows_of(again)["checkpoint, no image"] == rows_of(tmp_path / "asked")["checkpoint, no image"]
+
+
 def test_scores_of_other_answers_are_not_replaced_unasked(films, tmp_path):
     texts = {f"test-{i}": report() for i in range(6)}
     one, other = (given(tmp_path / name, texts | {"test-0": name}) for name in ("one.jsonl", "other.jsonl"))
@@ -517,6 +527,15 @@ def test_evaluate_counts_the_gpus(films, tmp_path):
     done = subprocess.run(list(map(str, call)), capture_output=True, text=True, env=env)
     assert done.returncode == 2 and not (tmp_path / "out").exists()
     assert done.stderr == "error: --gpus 4: this machine shows 2 GPUs; use at most as many\n", "said once"
+
+
+@pytest.mark.parametrize("device", [["--device", "cpu"], ["--device=cpu"]])
+def test_evaluate_needs_no_gpu_for_processes_on_the_cpu(films, tmp_path, device):
+    words = ["--benchmark", "phantom-presence", "--data-root", films, "--out", tmp_path / "out", "--gpus", "2", *device]
+    call = ["bash", ROOT / "scripts/evaluate.sh", tmp_path / "ckpt", *words]
+    env = os.environ | {"VIRTUAL_ENV": sys.prefix, "CUDA_VISIBLE_DEVICES": "0"}  # one, as a queue sets it
+    done = subprocess.run(list(map(str, call)), capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and "ckpt: no such checkpoint" in done.stderr and "--gpus" not in done.stderr
 
 
 @pytest.mark.parametrize(
