@@ -43,8 +43,8 @@ from apo.bench_ratios import differences, find_limits, ratios
 from apo.bench_report import draw_sweep, refuse_figure, results_text
 from data.errors import UserError, run_cli
 from data.files import out_file, write_atomic
+from scripts import machine
 
-ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "transformers", "ms-swift", "trl", "peft", "accelerate")
 BUSY = 0.3
 STARTED = time.monotonic()
@@ -67,7 +67,7 @@ class Worker:
         self.log = folder / "log.txt"
         (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         environ = {key: value for key, value in os.environ.items() if not key.startswith("APO_")}
-        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environ.get("PYTHONPATH")]))
+        environ = machine.importable(environ)
         environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         if spec["threads"]:
             environ["OMP_NUM_THREADS"] = str(spec["threads"])

@@ -19,7 +19,7 @@ from apo.bench_report import LINES, Panel, draw_panels, refuse_figure
 from apo.flops import Setup, Study
 from apo.plan_text import show
 from data.errors import UserError, run_cli
-from data.files import out_file, refuse_input, write_atomic
+from data.files import home, out_file, refuse_input, write_atomic
 from scripts.settings import as_bool, as_count, as_list, model_kwargs, read_config, stage_of
 
 TEXT_TOKENS = 60  # system prompt, question and the marks of the chat template
@@ -77,7 +77,7 @@ def resolve_model(settings: dict, config: Path | None, size: str | None) -> tupl
     name = settings.get("model")
     if not name:
         raise UserError(f"{config}: no model; write it there or pass --model-size {'|'.join(shapes.RELEASED)}")
-    folder = Path(str(name)).expanduser()
+    folder = Path(home(str(name)))
     if folder.exists():
         return shapes.folder_config(folder), f"{name} (its config.json)"
     named = shapes.size_in_name(str(name))
@@ -174,6 +174,12 @@ def make_plan(config, settings: dict, args: argparse.Namespace) -> dict:
     """Every number of the plan, units in the keys: what `--json` writes and `show` prints."""
     setup, notes = resolve_setup(settings, args.gpus)
     study = resolve_study(settings, args)
+    whole_studies = as_bool(settings, "share_prefix")
+    if int(str(settings.get("max_steps", -1))) > 0:
+        learns = args.config and stage_of(args.config) == "learn" and not whole_studies
+        rows = args.studies * (study.trajectories if learns else 1)
+        setup = setup._replace(epochs=as_count(settings, "max_steps", 1) * setup.batch / rows)
+        notes.append(f"max_steps {settings['max_steps']}: {setup.epochs:.2g} epochs of {rows:,} rows")
     shape = shapes.shape_of(config)
     frozen = {"freeze_vit": setup.freeze_vit, "freeze_aligner": setup.freeze_aligner}
     counts = shapes.count(shapes.build(config), setup.rank, **frozen)
@@ -184,7 +190,7 @@ def make_plan(config, settings: dict, args: argparse.Namespace) -> dict:
         "setup": setup._asdict(),
         "study": study._asdict(),
         "parameters": {**counts._asdict(), "total": counts.total, "trained": memory.trainable(counts, setup)},
-        "flops": plan_flops(shape, study, setup, args, whole_studies=as_bool(settings, "share_prefix")),
+        "flops": plan_flops(shape, study, setup, args, whole_studies=whole_studies),
         "memory": plan_memory(shape, counts, study, setup, args.gpu_memory),
         "notes": notes,
     }
@@ -253,6 +259,7 @@ def plan_flops(shape, study: Study, setup: Setup, args: argparse.Namespace, *, w
     }
     released = stages["released_learn"] + stages["released_critique"]
     return {
+        "whole_studies": whole_studies,
         "ways": ways,
         "exaflop": {name: value / 1e18 for name, value in stages.items()},
         "hours": {name: flops.hours(v, setup, args.peak_tflops, args.utilisation) for name, v in stages.items()},

@@ -20,6 +20,19 @@ from data.errors import UserError
 
 StrPath = str | os.PathLike[str]
 
+
+def home(path: StrPath) -> str:
+    """`path` with the folder that "~" or "~name" stands for.
+
+    Raises:
+        UserError: there is no user of that name.
+    """
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        raise UserError(f"{path}: no user of this name has a home folder here; write the path out") from None
+
+
 BUFFER = 1 << 20
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

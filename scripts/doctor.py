@@ -9,6 +9,9 @@ written and no GPU is needed; the memory estimate at the end loads transformers,
 Exit status: 0 nothing in the way (notes are advice), 2 at least one error.
 """
 
+import scripts.packages  # noqa: F401  # first: what follows needs them
+
+# isort: split
 import dataclasses
 import functools
 import json
@@ -18,6 +21,7 @@ from typing import Any, NamedTuple
 
 from data import manifest
 from data.errors import Problems, UserError, run_cli
+from data.files import home
 from scripts import estimate, machine, sampling
 from scripts.plan import (
     MODEL_TYPES,
@@ -127,7 +131,7 @@ def _surroundings(report: Report, plan: Plan) -> None:
         report.errors.extend(filter(None, [machine.port_problem(port)]))
     report.errors.extend(filter(None, [machine.write_problem("output_dir", plan.output_dir)]))
     if plan.stage == "critique" and (cache := apo_options(settings).cache_dir):
-        report.errors.extend(filter(None, [machine.write_problem("apo_cache_dir", Path(cache).expanduser())]))
+        report.errors.extend(filter(None, [machine.write_problem("apo_cache_dir", Path(home(cache)))]))
 
 
 def _samples(report: Report, plan: Plan) -> list[sampling.Sample]:
@@ -140,7 +144,7 @@ def _samples(report: Report, plan: Plan) -> list[sampling.Sample]:
     for name in ("dataset", "val_dataset"):
         for entry in as_list(plan.settings.get(name)):
             file, _ = split_sample(entry)
-            path = Path(file).expanduser()
+            path = Path(file)
             if not path.exists():
                 attempt(report, refuse_missing, file)
                 continue

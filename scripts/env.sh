@@ -14,8 +14,9 @@ else
 fi
 
 # find_spec looks ms-swift up without importing it (the import alone takes several seconds).
-if [[ -z "$PYTHON" ]] || ! "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("swift") is None)'; then
-    echo "error: ms-swift is not importable from ${PYTHON:-python3}; run: bash scripts/setup.sh" >&2
+if [[ -z "$PYTHON" ]] || ! "$PYTHON" -c 'import importlib.util as u, sys
+sys.exit(u.find_spec("swift") is None or not (3, 11) <= sys.version_info[:2] <= (3, 12))'; then
+    echo "error: ${PYTHON:-python3} is not Python 3.11 or 3.12 with ms-swift; run: bash scripts/setup.sh" >&2
     # `return` when sourced (the only intended use), `exit` when run by mistake.
     # shellcheck disable=SC2317
     return 2 2>/dev/null || exit 2

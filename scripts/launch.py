@@ -117,7 +117,7 @@ def tidy(plan: Plan) -> None:
     for path in checkpoints.set_aside_incomplete(plan.output_dir):
         print(f"note: {path}: the saving of this checkpoint was cut off; renamed, may be removed", flush=True)
     resumed = plan.settings.get("resume_from_checkpoint")
-    origin = Path(str(resumed)).expanduser() if resumed else None
+    origin = Path(str(resumed)) if resumed else None
     step = checkpoints.step_of(origin) if origin else 0
     if origin and origin.resolve().parent == plan.output_dir.resolve():
         for path in checkpoints.set_aside_later(origin):
@@ -133,9 +133,7 @@ def execute(plan: Plan, lock: int) -> int:
     The whole tree of processes (ms-swift, torchrun, ranks) is one group of its own, and gets the signals that reach
     this process: a Ctrl-C or `kill` leaves no rank behind.
     """
-    environment = {**os.environ, **plan.environment}
-    parts = [str(ROOT), *(part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part)]
-    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(parts))
+    environment = machine.importable({**os.environ, **plan.environment})
     command = [sys.executable, "-m", "swift.cli.main", *plan.argv]
     for name in set(WORLD_VARIABLES) - plan.environment.keys():
         environment.pop(name, None)
@@ -239,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
         plan.argv = to_argv(plan)
         if first:
             if resumed := plan.settings.get("resume_from_checkpoint"):
-                manifest.refuse_other_data(Path(str(resumed)).expanduser().parent, datasets_of(plan))
+                manifest.refuse_other_data(Path(str(resumed)).parent, datasets_of(plan))
             record(plan)
         print(show(plan), flush=True)
         status = execute(plan, lock)

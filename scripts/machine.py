@@ -9,9 +9,8 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-
-import psutil
 
 from scripts.arguments import installed_versions
 
@@ -61,6 +60,12 @@ def package_problems(jobs: set[str] | None = None) -> tuple[list[str], list[str]
     return errors, notes
 
 
+def importable(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` with this repository first in PYTHONPATH, for a process that does not begin in it."""
+    parts = [str(ROOT), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**environment, "PYTHONPATH": os.pathsep.join(dict.fromkeys(parts))}
+
+
 def gpus() -> list[dict]:
     """[{"name", "total_gib", "free_gib"}] of the GPUs that CUDA_VISIBLE_DEVICES leaves, as the driver tells them."""
     if not shutil.which("nvidia-smi"):
@@ -95,6 +100,8 @@ def default_device() -> str:
 
 def memory_gib() -> float:
     """GiB of main memory that are free for a new process."""
+    import psutil
+
     return psutil.virtual_memory().available / GIB
 
 

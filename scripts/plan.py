@@ -13,16 +13,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from apo.options import Options, check_model_kwargs
+from apo.options import DEFAULTS, Options, check_model_kwargs
 from apo.refusals import (
+    READ_IN_SHARED_LEARN,
     STUDY_LOSSES,
     refuse_critique_settings,
     refuse_settings,
     refuse_shared_learn_settings,
     refuse_sliding_config,
+    refuse_unread_options,
 )
 from data import checkpoints
 from data.errors import UserError
+from data.files import home
 from data.images import FILM_KEYS, film_settings
 from data.records import did_you_mean
 from scripts.ranges import check_values
@@ -40,6 +43,11 @@ PUBLISHED_RANKS = 2
 # The families whose templates apo/template.py can encode a study with.
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 RESUME_LAST = "last"  # resume_from_checkpoint: the newest whole checkpoint of output_dir, if there is one
+# Paths in which "~" is written out at once: a shell leaves that of --name=~/x as it is, and so does YAML.
+PATHS = (
+    *("model", "ref_model", "adapters", "ref_adapters", "dataset", "val_dataset", "output_dir", "image_root"),
+    "resume_from_checkpoint",
+)
 WORLD_VARIABLES = ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -85,6 +93,7 @@ def resolve(stage: str, command: Command) -> Plan:
         if not settings.get(name):
             raise UserError(f"{config}: no {name}; write it there or pass --{name}")
     plan = Plan(stage, config, settings)
+    _homes(settings)
     if "model_kwargs" in written and "model_kwargs" in command.flags:
         plan.notes.append(f"--model_kwargs replaces the whole of {config.name}'s: {written['model_kwargs']}")
     _resume_last(plan)
@@ -95,6 +104,14 @@ def resolve(stage: str, command: Command) -> Plan:
     _attention(plan)
     _precision(plan)
     return plan
+
+
+def _homes(settings: dict[str, Value]) -> None:
+    for name in PATHS:
+        words = as_list(settings.get(name))
+        if any(word.startswith("~") for word in words):
+            found = [home(word) if word.startswith("~") else word for word in words]
+            settings[name] = found if isinstance(settings[name], list) else found[0]
 
 
 def _resume_last(plan: Plan) -> None:
@@ -245,6 +262,9 @@ def _fixed_flags(plan: Plan) -> None:
             _refuse(partial(refuse_critique_settings, reference_free=options.reference_free), settings)
         else:
             _refuse(refuse_shared_learn_settings, settings)
+            _refuse(partial(refuse_unread_options, defaults=DEFAULTS, read=READ_IN_SHARED_LEARN), options._asdict())
+    else:
+        _refuse(partial(refuse_unread_options, defaults=DEFAULTS, read=()), options._asdict())
     plugin = str(ROOT / "apo" / "plugin.py")
     # An absolute path: ms-swift stores it in the checkpoint and loads it again from any folder.
     settings["external_plugins"] = [plugin, *(p for p in as_list(settings.get("external_plugins")) if p != plugin)]
@@ -272,15 +292,15 @@ def _refuse(check: Callable[[Mapping], None], given: Mapping, where: str = "") -
 
 def like_a_hub_name(name: str) -> bool:
     """Whether a model or dataset that is not on disk may be OWNER/NAME on a hub: no path, and no folder OWNER here."""
-    path = Path(name).expanduser()
-    local = name.startswith((".", "~", "/")) or path.suffix in (".jsonl", ".json", ".csv") or path.parent.exists()
+    path = Path(name)
+    local = name.startswith((".", "/")) or path.suffix in (".jsonl", ".json", ".csv") or path.parent.exists()
     return name.count("/") == 1 and not local
 
 
 def check_model(plan: Plan, dry_run: bool) -> None:
     """Refuse a path that is no full checkpoint; tell ms-swift what a local one is. A hub name passes."""
     settings, model = plan.settings, str(plan.settings["model"])
-    path = Path(model).expanduser()
+    path = Path(model)
     if not path.exists():
         if dry_run:
             return
@@ -298,6 +318,13 @@ def check_model(plan: Plan, dry_run: bool) -> None:
     if info["model_type"] not in MODEL_TYPES:
         found = f"model_type {info['model_type']}" if info["model_type"] else "its config.json names no model_type"
         raise UserError(f"model {model}: {found}: this project trains {', '.join(MODEL_TYPES)}; pass such a model")
+    for name in ("model_type", "template"):
+        other = settings.get(name)
+        if info[name] and other in MODEL_TYPES and other != info[name]:
+            raise UserError(
+                f"{name} {other}: the model {model} is of {info['model_type']}; pass --model_type {info['model_type']} "
+                f"--template {info['template']}, or another model"
+            )
     if plan.groups and apo_options(settings).layout != "rows":
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         _refuse(refuse_sliding_config, config, f"model {model}: ")
@@ -322,7 +349,7 @@ def resume_weights(plan: Plan) -> None:
         return
     if plan.stage == "critique":
         settings.setdefault("ref_model", settings["model"])
-    settings["model"] = str(Path(str(checkpoint)).expanduser().absolute())
+    settings["model"] = str(Path(str(checkpoint)).absolute())
     plan.notes.append("weights are loaded from the checkpoint as the model (ms-swift's resuming alone would not)")
 
 
@@ -330,7 +357,7 @@ def check_adapters(plan: Plan) -> None:
     """Refuse `adapters` or `ref_adapters` that are local paths and no adapter folder."""
     for name in ("adapters", "ref_adapters"):
         for adapter in as_list(plan.settings.get(name)):
-            if checkpoints.describe(Path(adapter).expanduser())["kind"] != "adapter":
+            if checkpoints.describe(Path(adapter))["kind"] != "adapter":
                 raise UserError(f"{name} {adapter}: is a full model, not an adapter; pass it as --model")
 
 
@@ -338,7 +365,7 @@ def check_resume(plan: Plan) -> None:
     """Refuse a `resume_from_checkpoint` that cannot be resumed."""
     if not plan.settings.get("resume_from_checkpoint"):
         return
-    resumed = Path(str(plan.settings["resume_from_checkpoint"])).expanduser()
+    resumed = Path(str(plan.settings["resume_from_checkpoint"]))
     if not resumed.exists():
         raise UserError(
             f"resume_from_checkpoint {resumed}: no such folder; give a checkpoint-N folder, or {RESUME_LAST} for the "
@@ -359,7 +386,8 @@ def check_resume(plan: Plan) -> None:
 def refuse_used_folder(plan: Plan) -> None:
     """Refuse to mix a new run's checkpoints with those of an earlier one."""
     newest = checkpoints.latest_whole(plan.output_dir)
-    if newest and not plan.settings.get("resume_from_checkpoint"):
+    resumed = plan.settings.get("resume_from_checkpoint")
+    if newest and not (resumed and Path(str(resumed)).resolve().parent == plan.output_dir.resolve()):
         raise UserError(
             f"output_dir {plan.output_dir}: holds {newest.name} of an earlier run; go on with it "
             f"(--resume_from_checkpoint {RESUME_LAST}), choose another --output_dir, or move it away"

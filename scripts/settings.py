@@ -40,8 +40,9 @@ OTHER_FILES = {
     "teachers": "asks teachers and trains nothing; bash scripts/collect.sh reads it",
     "launcher": "is a row of the ablation matrix; bash scripts/ablate.sh reads it",
 }
-# What ms-swift's parser takes for true or false.
-TRUTH = ("true", "false", "yes", "no", "t", "f", "y", "n", "1", "0")
+# What ms-swift's parser takes for true and for false.
+TRUE = ("true", "yes", "t", "y", "1")
+TRUTH = (*TRUE, "false", "no", "f", "n", "0")
 NOUNS = {"bool": "true or false", "int": "a whole number", "float": "a number"}
 
 Value = str | list[str]
@@ -246,9 +247,9 @@ def as_bool(settings: dict[str, Value], name: str, default: bool = False) -> boo
     value = settings.get(name)
     if value is None:
         return default
-    if str(value).lower() not in ("true", "false"):
+    if str(value).lower() not in TRUTH:
         raise UserError(f"{name} {value}: must be true or false")
-    return str(value).lower() == "true"
+    return str(value).lower() in TRUE
 
 
 def as_count(settings: dict[str, Value], name: str, default: int) -> int:

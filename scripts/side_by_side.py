@@ -66,7 +66,7 @@ def run(module: str, argv: Sequence[str], out: Path, shard: tuple[int, int], pro
             i, n = shard_of(shard, number, processes)
             # Of an option given twice the last one counts.
             own = ["--processes", "1", "--shard", f"{i}/{n}", "--out", str(part_of(out, number))]
-            environment = dict(os.environ)
+            environment = machine.importable(os.environ)
             if on_gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = (
                     visible[(number - 1) % len(visible)] if visible else f"{number - 1}"

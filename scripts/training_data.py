@@ -35,7 +35,7 @@ STOCK_LOSSES = (
 def split_sample(entry: str) -> tuple[str, str]:
     """(name or path, "" or "#N") of a dataset as ms-swift takes it: whole if there is such a path, else cut at its last
     "#"."""
-    if Path(entry).expanduser().exists():
+    if Path(entry).exists():
         return entry, ""
     name, sharp, sample = entry.rpartition("#")
     return (name, sharp + sample) if sharp else (entry, "")
@@ -225,7 +225,7 @@ def _one_dataset(
 ) -> str | None:
     """The dataset that ms-swift gets for an entry; None for an `optional` one without a row."""
     name, sample = split_sample(entry)
-    path = Path(name).expanduser()
+    path = Path(name)
     target = plan.output_dir.absolute() / "rows" / (f"{split}.jsonl" if number == 1 else f"{split}-{number}.jsonl")
     if not path.exists():
         if like_a_hub_name(name):
@@ -271,7 +271,7 @@ def rows_root(options: dict[str, Any]) -> str | None:
 
 def _has_validation(entry: str, dry_run: bool) -> bool | str:
     """Whether an entry is a file of study records with studies of the split "validate"; "unknown" in a dry run."""
-    path = Path(split_sample(entry)[0]).expanduser()
+    path = Path(split_sample(entry)[0])
     if not path.exists():
         return "unknown" if dry_run and path.suffix == ".jsonl" else False
     if rows.file_kind(path) != "studies":

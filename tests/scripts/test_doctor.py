@@ -1,8 +1,11 @@
 """The doctor: what it finds, how it says it, and that it writes nothing."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -147,6 +150,14 @@ def test_the_estimate_is_the_planners(world, monkeypatch, tmp_path):  # noqa: F8
     full = resolve("critique", parse_command("critique", [world.config(), *words, "--tuner_type", "full"]))
     whole = estimate.peak(full, [], 80.0)
     assert whole["process_gib"] > 2 * small["process_gib"] and whole["checkpoint_bytes"] > 3e9 * 12
+
+
+def test_a_python_without_any_package():
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    call = [sys.executable, "-S", "-m", "scripts.doctor"]
+    done = subprocess.run(call, cwd=machine.ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: packages: ms-swift, ") and "run: bash scripts/setup.sh" in done.stderr
 
 
 def test_missing_and_other_packages(monkeypatch):

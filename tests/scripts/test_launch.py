@@ -547,6 +547,14 @@ def test_an_adapter_is_no_model(gpus, model, tmp_path):
         launch.main(["apo", PHANTOM["apo"], "--model", str(model), "--adapters", str(model)])
 
 
+def test_a_model_of_another_family_than_the_configs(gpus, model):
+    (model / "config.json").write_text(json.dumps({"model_type": "qwen3_vl"}))
+    call = ["sft", PHANTOM["sft"], "--model", str(model)]
+    with pytest.raises(UserError, match="model_type qwen2_5_vl: the model .* is of qwen3_vl; pass --model_type qwen3"):
+        launch.main([*call, "--dry-run"])
+    assert launch.main([*call, "--model_type", "qwen3_vl", "--template", "qwen3_vl", "--dry-run"]) == 0
+
+
 def test_reference_of_an_adapter_is_that_adapter(capsys, gpus):
     out = dry(capsys, "apo", PHANTOM["apo"], "--adapters", "learn/checkpoint-5")
     assert flag(out, "ref_adapters") == "learn/checkpoint-5"
@@ -805,6 +813,28 @@ def test_earlier_checkpoints_are_not_mixed_in(model, studies, tmp_path, ran):
         run("sft", model, studies, tmp_path / "o", "--resume_from_checkpoint", tmp_path / "none")
 
 
+def test_a_checkpoint_of_elsewhere_is_not_gone_on_with_among_others(model, studies, tmp_path, ran):
+    checkpoint(tmp_path / "o/checkpoint-20", model)
+    elsewhere = checkpoint(tmp_path / "e/checkpoint-10", model)
+    with pytest.raises(UserError, match="holds checkpoint-20 of an earlier run"):
+        run("sft", model, studies, tmp_path / "o", "--resume_from_checkpoint", elsewhere)
+    assert not ran
+
+
+def test_a_tilde_is_the_home_wherever_a_path_stands(model, studies, tmp_path, ran, monkeypatch):
+    """Bash leaves that of --output_dir=~/o as it is, and ms-swift writes it out: both must mean one folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(studies.parent)
+    words = ("--image_root=~/cohort", "--resume_from_checkpoint=last")
+    assert run("apo", "~/student", "~/cohort/studies.jsonl", "~/o", *words) == 0
+    saved = checkpoint(tmp_path / "o/checkpoint-20", model)
+    assert run("apo", "~/student", "~/cohort/studies.jsonl", "~/o", *words) == 0
+    assert ran[-1].settings["resume_from_checkpoint"] == str(saved)
+    assert ran[-1].output_dir == tmp_path / "o" and not (studies.parent / "~").exists()
+    with pytest.raises(UserError, match="~nobody-of-this-name/s: no user of this name has a home folder"):
+        run("apo", model, "~nobody-of-this-name/s", tmp_path / "n")
+
+
 def test_going_on_from_an_older_checkpoint_sets_the_newer_aside(model, studies, tmp_path, ran, capsys):
     older, newer = (checkpoint(tmp_path / f"o/checkpoint-{step}", model) for step in (20, 40))
     elsewhere = checkpoint(tmp_path / "e/checkpoint-10", model)
@@ -942,8 +972,13 @@ def test_success_says_what_is_next(model, studies, tmp_path, capsys, monkeypatch
         last = capsys.readouterr().out.strip().splitlines()[-1]
         assert line in last
         assert f"{tmp_path}/{name}/checkpoint-8" in last
-    run("sft", model, studies, tmp_path / "lora2", "--use_hf", "true")
-    assert "next: USE_HF=1 " in capsys.readouterr().out.strip().splitlines()[-1], "as the training found its student"
+    for number, word in enumerate(("true", "1", "yes")):  # all that ms-swift takes
+        run("sft", model, studies, tmp_path / f"lora{number}", "--use_hf", word)
+        assert "next: USE_HF=1 " in capsys.readouterr().out.strip().splitlines()[-1], (
+            "as the training found its student"
+        )
+    run("sft", model, studies, tmp_path / "lora-of-modelscope", "--use_hf", "0")
+    assert "USE_HF" not in capsys.readouterr().out.strip().splitlines()[-1]
 
 
 # A stand-in for ms-swift: found before the real one, it notes how it was called and does what it is told.
@@ -1098,6 +1133,18 @@ def test_help_of_the_tests_runs_none():
     done = subprocess.run(["bash", str(ROOT / "scripts/test.sh"), "--help"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("Everything that must hold")
     assert "PYTEST ARGUMENT" in done.stdout and "set -" not in done.stdout
+
+
+def test_another_python_is_told_of_before_anything_runs(tmp_path):
+    python = tmp_path / "bin/python"
+    python.parent.mkdir()
+    patched = "import sys; code = sys.argv[1]; sys.version_info = (3, 10, 9); exec(code)"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{patched}" "$2"\n')
+    python.chmod(0o755)
+    call = ["bash", str(ROOT / "SFT-Qwen2.5.sh"), "--dry-run"]
+    done = subprocess.run(call, env=os.environ | {"VIRTUAL_ENV": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {python} is not Python 3.11 or 3.12 with ms-swift; run: bash scripts/setup.sh\n"
 
 
 def test_launchers_read_utf_8_in_any_locale():

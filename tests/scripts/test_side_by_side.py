@@ -82,6 +82,15 @@ def test_each_process_has_a_gpu_of_its_own(studies, monkeypatch, capsys, visible
     assert [line.split()[2] for line in printed] == given
 
 
+def test_a_process_finds_this_repository_from_anywhere(studies, monkeypatch):
+    monkeypatch.setattr(side_by_side, "PYTHON", (sys.executable, "-P", "-m"))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.chdir(studies.parent)
+    out = studies.parent / "out.jsonl"
+    with pytest.raises(UserError, match="1 with status 0, 2 with status 0"):  # imported, and no part was written
+        side_by_side.run("data.errors", [], out, (1, 1), 2, "cpu")
+
+
 def test_failed_generations_are_told_by_the_status(studies, monkeypatch):
     monkeypatch.setenv("STATUS_OF_2", "1")
     assert run(studies, 2)[0] == 1
