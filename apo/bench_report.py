@@ -92,6 +92,10 @@ def differences_table(result: dict) -> str:
     return align(rows)
 
 
+def released(size: str) -> str:
+    return f"Qwen2.5-VL of {size}"
+
+
 def heading(result: dict) -> str:
     settings, environment = result["settings"], result["environment"]
     shapes = next((case["shapes"] for case in result["cases"].values() if case.get("shapes")), None)
@@ -106,7 +110,7 @@ def heading(result: dict) -> str:
     size, dtype = settings.get("size", "mid"), settings.get("dtype", "float32")
     student = f"Vocabulary {settings['vocab']:,}, hidden {settings['hidden']}, {settings['layers']} layers"
     if size != "mid":
-        student = f"Qwen2.5-VL of {size} with random weights"
+        student = f"{released(size)} with random weights"
     device = result.get("device", "cpu")
     place = f"{environment['cpus']} CPUs ({environment['machine']})" + (f", {device}" if device != "cpu" else "")
     return (
@@ -164,9 +168,11 @@ def draw_sweep(sweep: dict, path: Path) -> None:
     if not panels:
         raise UserError("the sweep has no setting with two measured values; measure more with --vary")
     base = sweep["base"]
+    size = base.get("size", "mid")
+    student = f"vocabulary {base['vocab']:,}" if size == "mid" else released(size)
     title = (
         f"Speed-up of a shared row: base {base['prompt_tokens']} + {base['response_tokens']} tokens, "
-        f"N = {base['negatives']}, vocabulary {base['vocab']:,}"
+        f"N = {base['negatives']}, {student}"
     )
     draw_panels(panels, path, title, "time ratio (dashed: token ratio)")
 

@@ -107,6 +107,7 @@ def _decide_sides(heard: list[Heard], decided: list[Decided], teachers: list[str
     count = (votes[:, :, None] == np.arange(3)).sum(1)
     weight = fit_dawid_skene(votes, 3).posterior if model else count.astype(float)
     for (s, label), n, w in zip(items, count, weight, strict=True):
+        w = np.where(n > 0, w, -1.0)  # a side that nobody names here is none, however often a teacher swaps sides
         best = np.flatnonzero(w >= w.max() - 1e-9)
         side = SIDES[best[0]] if len(best) == 1 else None
         decided[s].findings[label] = (decided[s].findings[label][0], side)

@@ -13,7 +13,12 @@ from swift.trainers import Seq2SeqTrainer
 
 from apo import group, options
 from apo.forward import check_template, forward_logps, settle_attention
-from apo.refusals import ALLOWED_IN_SHARED_LEARN, refuse_shared_learn_settings
+from apo.refusals import (
+    ALLOWED_IN_SHARED_LEARN,
+    READ_IN_SHARED_LEARN,
+    refuse_shared_learn_settings,
+    refuse_unread_options,
+)
 from apo.resume import ResumesWhole
 from apo.windows import use_window_attention
 
@@ -30,6 +35,7 @@ class LearnTrainer(ResumesWhole, Seq2SeqTrainer):
         check_template(self.template, self.args)
         refuse_shared_learn_settings({name: getattr(self.args, name, None) for name in ALLOWED_IN_SHARED_LEARN})
         self.options = options.resolve()
+        refuse_unread_options(self.options._asdict(), options.DEFAULTS, READ_IN_SHARED_LEARN)
         self.attention = settle_attention([self.accelerator.unwrap_model(self.model)], self.options)
         if self.is_world_process_zero():
             used = self.attention._asdict()

@@ -118,11 +118,17 @@ class ReferenceCache:
     def _claim(self, identity: dict[str, str]) -> None:
         path = self.folder / IDENTITY
         partial = self.folder / f".{IDENTITY}.{own_name()}"
-        partial.write_text(json.dumps(identity, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(identity, indent=2, sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         try:
             os.link(partial, path)  # of several ranks one founds the folder, the others find it
         except FileExistsError:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                raise ValueError(f"{path}: is damaged; delete that folder, it is computed anew") from None
             differing = sorted(k for k in found.keys() | identity.keys() if found.get(k) != identity.get(k))
             if differing:
                 changes = "; ".join(f"{k}: cache {found.get(k)}, run {identity.get(k)}" for k in differing)

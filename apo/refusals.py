@@ -3,7 +3,7 @@
 No heavy import: the launcher asks before a model is loaded, the trainers again with what ms-swift made of the flags.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 # The values of --loss_type that train on studies; all others are stock DPO.
 STUDY_LOSSES = ("plackett_luce", "pairwise")
@@ -31,6 +31,8 @@ ALLOWED = {
     ),
 }
 
+# Options of ours that Learn on whole studies reads: how they are laid out.
+READ_IN_SHARED_LEARN = ("layout", "shared_min_ratio", "attention", "chunk_size")
 # By flag, for Learn on whole studies, which are trained by plain likelihood.
 UNREAD = "is not read for whole studies (share_prefix, positive_messages); leave it out"
 ALLOWED_IN_SHARED_LEARN = {
@@ -50,9 +52,9 @@ ALLOWED_IN_CRITIQUE = {
     "label_smoothing_factor": (("0", "0.0"), "is not read by a preference loss; that of ours is --label_smoothing"),
     "sync_ref_model": (("false",), "is not read here: the reference stays frozen; leave it out"),
 }
-# Without a --ref_model the reference is the policy with its adapter turned off (with tuner_type full a copy): nothing
-# may be trained or started otherwise that turning it off does not undo.
-ALLOWED_WITHOUT_REF_MODEL = {
+# The reference is the policy with its adapter turned off (with tuner_type full a copy, or the --ref_model): nothing may
+# be trained or started otherwise that turning it off does not undo.
+ALLOWED_WITH_REFERENCE = {
     "tuner_type": (
         ("lora", "full"),
         "trains weights that the reference shares, so that it would move with the policy; use lora or full",
@@ -95,8 +97,25 @@ def refuse_critique_settings(settings: Mapping[str, object], *, reference_free: 
         reference_free: no reference is asked, so that none can move (`apo_reference_free`).
     """
     _refuse(ALLOWED_IN_CRITIQUE, settings)
-    if not reference_free and not settings.get("ref_model"):
-        _refuse(ALLOWED_WITHOUT_REF_MODEL, settings)
+    tuner = str(settings.get("tuner_type") or "lora")
+    if settings.get("ref_model") and tuner != "full":
+        raise ValueError(
+            f"--ref_model: ms-swift takes one with --tuner_type full alone, and this is {tuner}; leave it out"
+        )
+    if not reference_free:
+        _refuse(ALLOWED_WITH_REFERENCE, settings)
+
+
+def refuse_unread_options(given: Mapping[str, object], defaults: Mapping[str, object], read: Container[str]) -> None:
+    """Refuse options of ours (`apo.options.Options`) that a run would silently leave unread.
+
+    Args:
+        given, defaults: options by name, without "apo_".
+        read: names of those that the run reads.
+    """
+    unread = [name for name in given if given[name] != defaults[name] and name not in read]
+    if unread:
+        raise ValueError(f"{', '.join(f'apo_{name}' for name in unread)}: not read by this kind of training; leave out")
 
 
 def refuse_moving_reference(trained: Iterable[str], *, is_adapter: bool) -> None:
@@ -109,7 +128,7 @@ def refuse_moving_reference(trained: Iterable[str], *, is_adapter: bool) -> None
     Raises:
         ValueError: a parameter that the reference shares, and what to do.
     """
-    remedy = "train with --tuner_type lora or full (a copy of its own), or give --ref_model"
+    remedy = "train with --tuner_type lora or full (a copy of its own)"
     if not is_adapter:
         raise ValueError(f"the policy has no adapter to turn off, so that it would be its own reference; {remedy}")
     shared = [name for name in trained if not of_adapter(name)]

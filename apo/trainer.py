@@ -23,7 +23,12 @@ from apo import group, options
 from apo.forward import ResponseLogps, check_template, forward_logps, settle_attention
 from apo.loss import LOSSES, group_metrics
 from apo.reference_cache import ReferenceCache, config_digest, reference_parameters, weights_digest
-from apo.refusals import ALLOWED_IN_CRITIQUE, refuse_critique_settings, refuse_moving_reference
+from apo.refusals import (
+    ALLOWED_IN_CRITIQUE,
+    refuse_critique_settings,
+    refuse_moving_reference,
+    refuse_unread_options,
+)
 from apo.resume import ResumesWhole
 from apo.vision import has_adapter, is_frozen, one_look, same_weights
 from apo.windows import use_window_attention
@@ -71,6 +76,8 @@ class APOTrainer(ResumesWhole, DPOTrainer):
             if self.options.reference_free and ref_model is not None:
                 ref_model.to("meta")  # ms-swift loads a copy for full fine-tuning and holds on to it: its memory goes
                 ref_model = None
+        else:
+            refuse_unread_options(options.resolve()._asdict(), options.DEFAULTS, ())
         super().__init__(model, ref_model, *_args, **kwargs)
         if self.groups:
             self._check_reference()

@@ -26,10 +26,12 @@ def has_adapter(module: nn.Module) -> bool:
 
 
 def same_weights(left: nn.Module, right: nn.Module) -> bool:
-    """Whether two modules hold equal parameters, name by name."""
+    """Whether two modules hold equal parameters, name by name; False where ZeRO-3 has put them elsewhere."""
     ours, theirs = dict(left.named_parameters()), dict(right.named_parameters())
     return ours.keys() == theirs.keys() and all(
-        ours[name].shape == theirs[name].shape and torch.equal(ours[name], theirs[name].to(ours[name].device))
+        ours[name].numel() > 0
+        and ours[name].shape == theirs[name].shape
+        and torch.equal(ours[name], theirs[name].to(ours[name].device))
         for name in ours
     )
 

@@ -126,6 +126,15 @@ def test_sides_are_weighed_by_what_teachers_are_worth():
     assert right(dawid_skene) > 0.97 > 0.9 > right(vote)
 
 
+def test_a_side_is_one_that_somebody_names():
+    """The first teacher swaps sides in every film; alone, it is still quoted and not turned round."""
+    sides = [("Left", "Right"), ("Right", "Left")] * 30
+    films = [study([f"{a} effusion.", *[f"{b} effusion."] * 3], name=f"s{n}") for n, (a, b) in enumerate(sides)]
+    films.append(study(["Left effusion.", *["There is an effusion."] * 3], name="alone"))
+    for result in (dawid_skene(films)[-1], vote(films)[-1]):
+        assert said(result)["Pleural Effusion"] == ("present", "left")
+
+
 def test_a_finding_that_was_turned_round_is_told(monkeypatch):
     monkeypatch.setattr(decisions, "orient", lambda fits, votes: (fits, ["Edema"]))
     (result,) = dawid_skene([study(["Edema. Left effusion."] * 2)])

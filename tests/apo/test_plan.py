@@ -411,6 +411,24 @@ def test_a_row_of_learn_that_is_a_study_counts_as_one(capsys, tmp_path):
     assert studies["critique: shared"] == rows["critique: shared"]
 
 
+@pytest.mark.parametrize(("setting", "what"), [("", "4 trajectories (Learn) or"), ("share_prefix: true", "4 studies.")])
+def test_what_a_step_holds_is_told(capsys, tmp_path, setting, what):
+    config = tmp_path / "sft_run.yaml"
+    config.write_text(f"model: Qwen/Qwen2.5-VL-3B-Instruct\neffective_batch_size: 4\n{setting}\n", encoding="utf-8")
+    main([str(config)])
+    assert f"PFLOP of {what}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_steps_given_take_the_place_of_epochs(capsys, tmp_path):
+    config = tmp_path / "run.yaml"
+    text = "model: Qwen/Qwen2.5-VL-3B-Instruct\neffective_batch_size: 4\nrlhf_type: dpo\n"
+    config.write_text(text + "num_train_epochs: 3\nmax_steps: 30\n", encoding="utf-8")
+    plan, said = planned(capsys, tmp_path, config, "--studies", 1000)
+    assert plan["setup"]["epochs"] == pytest.approx(0.12) and "max_steps 30: 0.12 epochs of 1,000 rows" in said
+    config.write_text(text + "num_train_epochs: 0.12\n", encoding="utf-8")
+    assert planned(capsys, tmp_path, config, "--studies", 1000)[0]["flops"]["hours"] == plan["flops"]["hours"]
+
+
 def test_a_checkpoint_folder_is_read(capsys, tmp_path, student_dir):
     config = tmp_path / "run.yaml"
     config.write_text(f"model: {student_dir}\n", encoding="utf-8")

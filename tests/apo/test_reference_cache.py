@@ -77,6 +77,14 @@ def test_damage_in_the_middle_names_the_file(tmp_path):
         ReferenceCache(tmp_path, IDENTITY)
 
 
+@pytest.mark.parametrize("text", ["", "{"])
+def test_a_damaged_identity_names_the_file(tmp_path, text):
+    filled(tmp_path)
+    (tmp_path / "identity.json").write_text(text)
+    with pytest.raises(ValueError, match=r"identity.json: is damaged; delete that folder"):
+        ReferenceCache(tmp_path, IDENTITY)
+
+
 def test_ranks_of_two_nodes_may_share_a_process_id(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getpid", lambda: 7)
     founded, others = [], []

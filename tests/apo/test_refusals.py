@@ -6,13 +6,16 @@ import pytest
 
 from apo.forward import check_template
 from apo.loss import LOSSES
+from apo.options import DEFAULTS
 from apo.refusals import (
+    READ_IN_SHARED_LEARN,
     STUDY_LOSSES,
     refuse_critique_settings,
     refuse_moving_reference,
     refuse_settings,
     refuse_shared_learn_settings,
     refuse_sliding_config,
+    refuse_unread_options,
 )
 from tests.apo.cases import make_rows, train, write_rows
 
@@ -74,14 +77,25 @@ def test_what_would_move_the_reference_is_refused(flag, value, why):
     refuse_settings({flag: value})  # Learn has no reference
 
 
-def test_a_reference_of_its_own_leaves_the_tuner_free():
-    for flag, value, _ in MOVING[:4]:
-        refuse_critique_settings({flag: value, "ref_model": "other"})
-    with pytest.raises(ValueError, match="neftune"):
-        refuse_critique_settings({"neftune_noise_alpha": 5, "ref_model": "other"})
+def test_a_reference_of_its_own_is_for_full_tuning_alone():
+    """As in ms-swift, whose error names no flag."""
+    refuse_critique_settings({"tuner_type": "full", "ref_model": "other"})
+    for tuner in ({}, {"tuner_type": "lora"}, {"tuner_type": "lora_llm"}):
+        with pytest.raises(ValueError, match="^--ref_model: .*--tuner_type full alone, and this is lora"):
+            refuse_critique_settings({**tuner, "ref_model": "other"}, reference_free=True)
     refuse_critique_settings(
         {"tuner_type": "lora", "init_weights": True, "lora_bias": "none", "neftune_noise_alpha": None}
     )
+
+
+@pytest.mark.parametrize("name", ["cache_dir", "cache_only", "length_normalised", "reference_free", "one_look"])
+def test_options_that_nothing_would_read_are_refused(name):
+    given = DEFAULTS | {"layout": "rows", name: "other"}
+    with pytest.raises(ValueError, match=f"^apo_{name}: not read by this kind of training; leave out$"):
+        refuse_unread_options(given, DEFAULTS, READ_IN_SHARED_LEARN)
+    with pytest.raises(ValueError, match=f"^apo_layout, apo_{name}: "):
+        refuse_unread_options(given, DEFAULTS, ())
+    refuse_unread_options(DEFAULTS, DEFAULTS, ())
 
 
 def test_only_an_adapter_may_be_trained_on_a_shared_base():
