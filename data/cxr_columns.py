@@ -4,13 +4,16 @@ The shapes: one row a (study, teacher); or one row a study with a column a teach
 objects, for all teachers. Names are compared without case, blanks, hyphens and underscores.
 """
 
+import ast
+import contextlib
+import json
 import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from data.answers import SNAPSHOT
 from data.cxr_source import KEY
-from data.errors import UserError
+from data.errors import UserError, show_columns
 from data.findings_lexicon import LABELS
 from data.records import SPLITS, did_you_mean
 
@@ -53,7 +56,11 @@ class NoColumns(UserError):
 
 
 class Columns(NamedTuple):
-    """Columns of one file. Several of `text`: each is a teacher's. label_columns: label -> column of its state."""
+    """Columns of one file.
+
+    Several of `text`: each is a teacher's, and `finishes` has the column of its finish reason, where it has one of its
+    own. label_columns: label -> column of its state. unread: a teacher's columns that hold no text.
+    """
 
     film: tuple[str, ...]
     text: tuple[str, ...]
@@ -64,6 +71,8 @@ class Columns(NamedTuple):
     finish: str | None
     prompt: str | None
     split: str | None
+    finishes: dict[str, str]
+    unread: tuple[str, ...]
 
 
 def plain(name: object) -> str:
@@ -127,7 +136,7 @@ def find_columns(name: str, rows: list[dict], told: dict[str, str]) -> Columns:
         missing.append("teacher")
     if missing:
         raise NoColumns(
-            f"{name}: columns found: {', '.join(map(str, found))[:600] or 'none'}; no column for: "
+            f"{name}: columns found: {show_columns(found)}; no column for: "
             f"{', '.join(missing)}; say which they are, for example {EXAMPLE} (one row a teacher; teacher=@file takes "
             f"the name of the file) or {WIDE_EXAMPLE} (a column a teacher)"
         )
@@ -143,7 +152,17 @@ def find_columns(name: str, rows: list[dict], told: dict[str, str]) -> Columns:
         pick("finish"),
         pick("prompt"),
         pick("split"),
+        _finishes(text, by_plain) if wide else {},
+        tuple(column for column in found if _tells_of_text(column)) if wide and "text" not in told else (),
     )
+
+
+def adds_only(old: Columns, new: Columns) -> bool:
+    """Whether rows without the columns that `new` knows and `old` does not are read alike by both."""
+    texts = set(old.text) <= set(new.text) if old.wide and new.wide else (old.wide, old.text) == (new.wide, new.text)
+    kept = all(getattr(old, name) in (None, getattr(new, name)) for name in ("teacher", "labels", "finish"))
+    by_label = old.label_columns.items() <= new.label_columns.items() and not (old.labels and new.label_columns)
+    return texts and kept and by_label and set(old.film) <= set(new.film)
 
 
 def _label_columns(rows: list[dict], by_plain: dict[str, str]) -> dict[str, str]:
@@ -160,7 +179,7 @@ def _told(name: str, field: str, column: str, found: list[str], by_plain: dict[s
         return column
     if plain(column) in by_plain:
         return by_plain[plain(column)]
-    raise NoColumns(f"{name}: no column {column!r} for {field}; columns found: {', '.join(map(str, found))[:600]}")
+    raise NoColumns(f"{name}: no column {column!r} for {field}; columns found: {show_columns(found)}")
 
 
 def _text(
@@ -169,11 +188,29 @@ def _text(
     """(columns of text, whether each of them is a teacher's)."""
     if "text" in told and "+" in told["text"] and told["text"] not in found:
         return [_told(name, "text", one.strip(), found, by_plain) for one in told["text"].split("+")], True
-    by_vendor = [column for column in found if is_vendor(column)]
+    by_vendor = [column for column in found if is_vendor(column) and not _tells_of_text(column)]
     if teacher is None and "text" not in told and len(by_vendor) > 1:
         return by_vendor, True
     column = pick("text")
     return ([column], False) if column is not None else (by_vendor, bool(by_vendor))
+
+
+# What a column beside a teacher's text is called by: "gpt-5-nano_finish_reason", "Grok-4 tokens".
+_OF_TEXT = re.compile(
+    rf"(?:{'|'.join(GUESSES['finish'].split())}|tokens?|usage|cost|price|scores?|latency|seconds|duration|time|status|"
+    r"error|labels?|findings?|diagnos[ie]s|prompt|id)$"
+)
+
+
+def _tells_of_text(column: object) -> bool:
+    return is_vendor(str(column)) and bool(_OF_TEXT.search(plain(column)))
+
+
+def _finishes(text: list[str], by_plain: dict[str, str]) -> dict[str, str]:
+    """Column of a teacher's text -> column of its own finish reason."""
+    guesses = GUESSES["finish"].split()
+    found = {column: [by_plain.get(plain(column) + guess) for guess in guesses] for column in text}
+    return {column: next(filter(None, others)) for column, others in found.items() if any(others)}
 
 
 def _names_data_set(rows: list[dict], column: str) -> bool:
@@ -249,13 +286,26 @@ def chat_text(value: Any) -> str | None:
     return None
 
 
+def list_in(text: str) -> list | None:
+    """The list that a text is, as JSON or Python write it; None for any other text."""
+    if not text.strip().startswith("["):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            value = read(text.strip())
+            return value if isinstance(value, list) else None
+    return None
+
+
 def texts_of(row: dict, columns: Columns, where: str, file: str) -> list[tuple[str, Any, Any]]:
     """(teacher, text, finish reason) of one row; text None where the row has none for that teacher."""
     finish = row.get(columns.finish) if columns.finish else None
     if columns.wide:
-        return [(teacher_name(column), row.get(column), finish) for column in columns.text]
+        own = {column: row.get(other) for column, other in columns.finishes.items()}
+        return [(teacher_name(column), row.get(column), own.get(column, finish)) for column in columns.text]
     value = row.get(columns.text[0])
-    chat = chat_text(value)
+    # A table of plain text holds a conversation as text.
+    chat = chat_text(list_in(value) if isinstance(value, str) and value.lstrip().startswith("[{") else value)
     if chat is not None:
         value = chat
     if isinstance(value, dict):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
-from data.cxr_columns import Columns, NoColumns, film_of, find_columns, texts_of
+from data.cxr_columns import Columns, NoColumns, adds_only, film_of, find_columns, texts_of
 from data.cxr_labels import labels_of
 from data.cxr_source import Rows
 from data.cxr_status import status_of, unknown_reason
@@ -16,7 +16,7 @@ from data.cxr_store import add_texts
 from data.errors import UserError
 from data.records import IMAGE_TAG, SPLITS, clean
 
-PEEK = 100  # rows that a file's columns are decided by
+PEEK = 100  # rows that a file's columns are decided by, besides later ones with columns that none of these has
 EMPTY, UNKNOWN = "{}", "null"  # labels as the store holds them: nothing is present, and nothing said is a label
 
 ZEROS = (  # counts of data.cxr_max.build that begin at 0
@@ -57,16 +57,24 @@ def fill(
     Raises:
         UserError: rows that cannot be read, or a source without a film or a text.
     """
-    counts: dict[str, Any] = dict.fromkeys(ZEROS, 0) | {"left_out": [], "unknown_finish": Counter()}
+    counts: dict[str, Any] = dict.fromkeys(ZEROS, 0) | {"left_out": [], "unread": {}, "unknown_finish": Counter()}
     refused: list[UserError] = []
     taken: set[int] = set()
     cache: dict[str, tuple[str | None, int, bool]] = {}
 
     def rows_of(name: str, rows: Rows) -> Iterator[tuple]:
         peeked = list(islice(rows, PEEK))
-        columns = find_columns(name, [row for _, row in peeked], told)
+        deciding = [row for _, row in peeked]
+        columns = find_columns(name, deciding, told)
+        seen = {key for row in deciding for key in row}
         counts["files"] += 1
+        counts["unread"] |= dict.fromkeys(columns.unread)
         for place, row in chain(peeked, rows):
+            if not row.keys() <= seen:
+                seen |= row.keys()
+                deciding.append(row)
+                columns = _with_later(columns, find_columns(name, deciding, told), place)
+                counts["unread"] |= dict.fromkeys(columns.unread)
             film = _film(row, columns)
             number = usable(*film) if usable else None
             if number is not None and number not in taken:
@@ -109,6 +117,16 @@ def fill(
             "has with --columns text=COLUMN"
         )
     return counts
+
+
+def _with_later(columns: Columns, later: Columns, place: str) -> Columns:
+    """The columns that were known with those of a later row; UserError where the rows before it were read wrongly."""
+    if not adds_only(columns, later):
+        raise UserError(
+            f"{place}: has a column that the rows before it lack and that changes what they say; write all columns "
+            "into the first row (null where there is nothing), or name the right ones with --columns"
+        )
+    return later
 
 
 def _texts(

@@ -1,14 +1,11 @@
 """The labels that a row of a source states: in a column of them each, in a list, in an object, or in a text."""
 
-import ast
-import contextlib
-import json
 import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from data.cxr_columns import Columns, plain
+from data.cxr_columns import Columns, list_in, plain
 from data.findings_lexicon import LABELS
 
 BY_PLAIN_LABEL = {plain(label): label for label in LABELS} | {"airspaceopacity": "Lung Opacity"}
@@ -44,7 +41,7 @@ def labels_of(row: dict, columns: Columns) -> Stated:
     else:
         value = row.get(columns.labels) if columns.labels else None
     if isinstance(value, str):
-        value, text = _list_in(value), value
+        value, text = list_in(value), value
         if value is None:
             value = [name for name in re.split(r"[,;|]|\band\b", text.strip("[] \t\r\n")) if plain(name)] or None
             if not all(map(_label, value or [])):
@@ -67,17 +64,6 @@ def labels_of(row: dict, columns: Columns) -> Stated:
                 found[label] = {"state": known}
     normal = not unknown and (isinstance(value, (list, tuple)) or value == {})
     return Stated(found if found or normal else None, unknown)
-
-
-def _list_in(text: str) -> list | None:
-    """The list that a text is, as JSON or Python write it; None for any other text."""
-    if not text.strip().startswith("["):
-        return None
-    for read in (json.loads, ast.literal_eval):
-        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            value = read(text.strip())
-            return value if isinstance(value, list) else None
-    return None
 
 
 def _present(value: Any) -> Iterable[tuple[Any, str]]:

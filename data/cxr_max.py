@@ -71,7 +71,7 @@ def build(
         or NUL taken out), "unknown_finish": {finish reason that is not known: texts}, "unknown_labels",
         "no_list" (texts in the place of labels that are no list of them), "no_known_label" (studies), "several_films",
         "labelled", "reports", "set_aside": {reason: n}, "missing": first ten studies without their film, "left_out":
-        files without trajectories}.
+        files without trajectories, "unread": {a teacher's column that holds no text: None}}.
 
     Raises:
         UserError: unreadable source, columns that cannot be told, missing tables, duplicates, a study told to be in
@@ -271,6 +271,8 @@ def describe(counts: dict[str, Any], out: StrPath) -> str:
         lines.append(f"  texts whose finish reason is not known, written as truncated: {unknown.total()} ({most})")
     if counts["left_out"]:
         lines.append(f"  files without trajectories, left out: {', '.join(counts['left_out'][:SHOWN])}")
+    if counts["unread"]:
+        lines.append(f"  columns of a teacher that hold no text, not read: {', '.join(list(counts['unread'])[:SHOWN])}")
     if counts["missing"]:
         lines.append(f"  film missing, first {len(counts['missing'])}: {', '.join(counts['missing'])}")
     return "\n".join(lines)

@@ -2,9 +2,10 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -12,6 +13,18 @@ class UserError(Exception):
 
     The message names the file and row, says what is wrong and how to mend it. It never holds patient text.
     """
+
+
+# An identifier, a sentence, or more than a name's length: a line of values that stands where the header should.
+_VALUE = re.compile(r"\d{6,}|[0-9a-f]{8}-|.{60}|[.!?](?:\s|$)|^[\W\d]", re.IGNORECASE | re.DOTALL)
+
+
+def show_columns(names: Iterable[object]) -> str:
+    """The column names of a table for a message; only how many where they look like values, which no message shows."""
+    found = [str(name) for name in names]
+    if any(_VALUE.search(name) for name in found if name):
+        return f"{len(found)}, which look like values: is the header missing?"
+    return ", ".join(found)[:600] or "none"
 
 
 class Problems:

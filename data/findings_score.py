@@ -53,7 +53,8 @@ def read_labelled(path: str | Path) -> list[Row]:
     """
     rows = []
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a text may hold other line ends, such as U+2028.
+        lines = [line.rstrip("\r") for line in Path(path).read_bytes().decode("utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UserError(f"{path}: cannot be read ({why}); give a TSV of labelled sentences") from error

@@ -1,6 +1,7 @@
 """Finds and opens the reports of MIMIC-CXR: one text file a study, in a folder or in the zip as it was downloaded."""
 
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -14,6 +15,8 @@ ARCHIVE = "mimic-cxr-reports.zip"
 # What zipfile raises for altered bytes, besides its own error: NotImplementedError (a RuntimeError) for a version, flag
 # or compression it does not know, RuntimeError for one that says encrypted, ValueError for a name that is not UTF-8.
 DAMAGED = (OSError, EOFError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error)
+
+_REPORT = re.compile(r"(?:^|/)p1\d/p1\d{7}/s\d+\.txt$")
 
 
 def find_reports(root: StrPath) -> str | None:
@@ -47,7 +50,8 @@ def open_reports(path: StrPath) -> Callable[[int, int], str | None]:
             f"name {ARCHIVE} or the folder it was unpacked into"
         ) from error
     names = set(archive.namelist())
-    first = next((name for name in names if name.endswith(".txt") and "/p1" in f"/{name}"), None)
+    # Not "__MACOSX/.../._s5xxxxxxx.txt", which the archiver of a Mac adds.
+    first = next((name for name in archive.namelist() if _REPORT.search(name)), None)
     if first is None:
         raise UserError(f"{path}: holds no p10/.../s5xxxxxxx.txt; name {ARCHIVE}")
     prefix = first[: f"/{first}".index("/p1")]

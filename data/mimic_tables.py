@@ -16,7 +16,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from data.errors import UserError
+from data.errors import UserError, show_columns
 from data.files import StrPath, open_text
 from data.findings_lexicon import LABELS
 from data.records import SPLITS
@@ -87,7 +87,7 @@ def rows(path: StrPath, columns: tuple[str, ...]) -> Iterator[tuple[int, tuple[s
             missing = [name for name in columns if name.lower() not in header]
             if missing:
                 raise UserError(
-                    f"{path}:1: no column {', '.join(missing)} (found: {', '.join(header)[:400] or 'none'}); "
+                    f"{path}:1: no column {', '.join(missing)} (found: {show_columns(header)}); "
                     "download the table again or name the right file"
                 )
             pick = itemgetter(*(header.index(name.lower()) for name in columns))

@@ -381,7 +381,8 @@ def _kind(value: Any) -> str:
 
 
 def _short(key: str) -> str:
-    return ascii(key) if len(key) <= 40 else ascii(key[:40]) + "..."
+    """A word as it stands; of what may be a text only that it is one, since no message holds a patient's."""
+    return ascii(key) if re.fullmatch(r"[\w/ -]{0,30}", key) else f"a text of {len(key)} characters"
 
 
 def main() -> None:

@@ -101,7 +101,7 @@ def _refuse_without_diagnoses(config: Config, studies: list[dict], texts: dict[s
         asked = [name for name, some in texts.items() if some[place] is None]
         if asked:
             problems.add(
-                f"study {study['id']!r}: findings mark no diagnosis present, which {asked[0]!r} is to be given; "
-                "add findings, choose prompt: open, or set without_diagnoses: skip to leave such studies out"
+                f"{config.studies}: study {study['id']!r}: findings mark no diagnosis present, which {asked[0]!r} is "
+                "to be given; add findings, choose prompt: open, or leave such studies out by without_diagnoses: skip"
             )
     problems.refuse()

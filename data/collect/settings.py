@@ -26,7 +26,12 @@ WITHOUT_DIAGNOSES = ("error", "skip")
 NOT_EXTRA = {"model", "messages", "max_tokens", "max_completion_tokens", "temperature", "stream", "n", "user"}
 # Films under PhysioNet's credentialed licence and what was derived from them; looked for anywhere in a source, without
 # case and punctuation: better a free source that must be renamed than a credentialed one that is sent.
-CREDENTIALED = ("mimic", "mscxr", "cxrmax", "cxrlt", "chestimagenome", "vindr")
+CREDENTIALED = (
+    *("mimic", "mscxr", "cxrmax", "cxrlt", "cxrpro", "chestimagenome", "reflacx", "egdcxr", "eyegaze", "physionet"),
+    "vindr",
+)
+# And whatever the source is called: the folders of a film of MIMIC-CXR, "p10000032/s50414267/".
+_MIMIC_FOLDERS = re.compile(r"(?:^|[/\\])p1\d{7}[/\\]s5\d{7}[/\\]")
 RULE = (
     "PhysioNet's data use agreement forbids passing credentialed data to third parties, and its notice of 24 Sep 2025 "
     "(Use of MIMIC Data with Large Language Models and Online Services) demands zero data retention, no training use "
@@ -280,10 +285,11 @@ def is_loopback(base_url: str) -> bool:
         return False
 
 
-def is_credentialed(source: str) -> bool:
-    """Whether a study's `source` names MIMIC-CXR, data derived from it, or a set of VinDr."""
-    plain = re.sub(r"[^a-z0-9]", "", source.lower())
-    return any(name in plain for name in CREDENTIALED)
+def is_credentialed(study: dict) -> bool:
+    """Whether a study's `source` names MIMIC-CXR, data derived from it, or a set of VinDr, or a film lies in folders of
+    MIMIC-CXR."""
+    plain = re.sub(r"[^a-z0-9]", "", study["source"].lower())
+    return any(name in plain for name in CREDENTIALED) or any(map(_MIMIC_FOLDERS.search, study["images"]))
 
 
 def check_credentialed(teacher: Teacher, studies: list[dict]) -> None:
@@ -292,7 +298,7 @@ def check_credentialed(teacher: Teacher, studies: list[dict]) -> None:
     Raises:
         UserError: names the rule, the teacher and how many studies.
     """
-    found = [study for study in studies if is_credentialed(study["source"])]
+    found = [study for study in studies if is_credentialed(study)]
     if not found or teacher.local:
         return
     first = f"first {found[0]['id']!r}, source {found[0]['source']!r}"

@@ -106,7 +106,7 @@ def test_numbers(name, value, range_, world, monkeypatch):
         (["--dataset", "none.jsonl"], "dataset none.jsonl: no such file"),
         (["--dataset", "./typo"], r"dataset ./typo: no such file"),
         (["--dataset", "films/typo"], "dataset films/typo: no such file"),
-        (["--val_dataset", "~/typo"], "dataset ~/typo: no such file"),
+        (["--val_dataset", "~/typo"], "dataset /.*/typo: no such file"),
         (["--dataset", "films"], "films: is a folder; name a file"),
         (["--output_dir", "studies.jsonl"], "output_dir studies.jsonl: .*studies.jsonl is not a folder"),
         (["--output_dir", "studies.jsonl/run"], "is not a folder; choose another"),

@@ -396,7 +396,7 @@ def test_a_film_that_changes_under_way_is_not_sent_under_the_old_key(world, caps
 def test_studies_without_a_diagnosis_are_refused_or_left_out_and_counted(world, capsys):
     world.films(2, findings=None)
     world.write({"name": "a"}, {"name": "b", "prompt": "open"})
-    with pytest.raises(UserError, match="mark no diagnosis present"):
+    with pytest.raises(UserError, match=r"studies.*\.jsonl: study '.*': findings mark no diagnosis present"):
         collect(world)
     world.write({"name": "a"}, {"name": "b", "prompt": "open"}, without_diagnoses="skip")
     assert collect(world) == 0

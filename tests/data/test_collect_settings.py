@@ -164,15 +164,21 @@ def test_loopback_is_read_from_the_address_alone(url, local):
     + ["our films and MS-CXR", "VinDr-CXR", "physionet.org/vindr-pcxr"],
 )
 def test_credentialed_sources(source):
-    assert is_credentialed(source)
+    assert is_credentialed({"source": source, "images": ["a.png"]})
 
 
 def test_other_sources_are_free():
-    assert not any(is_credentialed(source) for source in ("phantom", "hannover", "cohen", "padchest", "chexpert"))
+    for source in ("phantom", "hannover", "cohen", "padchest", "chexpert"):
+        assert not is_credentialed({"source": source, "images": ["p10000032/a.png", "s50414267/p10000032/a.png"]})
+
+
+def test_films_of_mimic_are_credentialed_whatever_their_source_is_called():
+    for image in ("files/p10/p10000032/s50414267/x.jpg", "p10000032/s50414267/x.jpg", r"p10\p10000032\s50414267\x.jpg"):
+        assert is_credentialed({"source": "our gaze study", "images": ["a.png", image]})
 
 
 def test_mimic_needs_an_attested_or_local_endpoint():
-    studies = [{"id": "s1", "source": "phantom"}, {"id": "s2", "source": "physionet/VinDr"}]
+    studies = [{"id": "s1", "source": "phantom", "images": []}, {"id": "s2", "source": "physionet/VinDr", "images": []}]
     told = r"'a': 1 studies \(first 's2', source 'physionet/VinDr'\).*PhysioNet.*24 Sep 2025.*zero_retention: true"
     with pytest.raises(UserError, match=told):
         check_credentialed(Teacher(**GOOD), studies)
@@ -213,5 +219,6 @@ def test_prompts_give_what_is_marked_present_and_nothing_else():
 
 
 def test_further_credentialed_sources_and_credentials(tmp_path):
-    assert is_credentialed("Chest ImaGenome") and is_credentialed("cxr-lt-2024")
+    for source in ("Chest ImaGenome", "cxr-lt-2024", "REFLACX", "EGD-CXR", "cxr-pro", "physionet"):
+        assert is_credentialed({"source": source, "images": []})
     refused(tmp_path, "may not hold 'auth_token'", teachers=[{**GOOD, "extra": {"auth_token": CANARY}}])

@@ -124,6 +124,57 @@ def test_a_column_a_teacher(root, clone, ending):
     check_all(*load(clone / f"data.{ending}", root))
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_what_a_column_beside_a_teachers_text_tells(root, clone, ending, capsys):
+    made = []
+    for row in wide_rows():
+        beside = {f"{name}_finish_reason": "length" if name == "Grok-4" else "stop" for name in TEACHERS}
+        made.append(row | beside | {"grok_4_tokens": "812"})
+    write(clone / f"data.{ending}", made)
+    counts, studies = load(clone, root)
+    assert sorted(counts["teachers"]) == sorted({*TEACHERS} - {"Moonshot-v1", "Grok-4"})
+    for record in studies.values():
+        status = {one["teacher"]: one["status"] for one in record["trajectories"]}
+        assert status == dict.fromkeys(TEACHERS, "ok") | {"Moonshot-v1": "refused", "Grok-4": "truncated"}
+    assert list(counts["unread"]) == [*(f"{name}_finish_reason" for name in TEACHERS), "grok_4_tokens"]
+    assert "hold no text, not read: Claude Sonnet-4_finish_reason, " in cxr_max.describe(counts, "out")
+
+
+def test_columns_that_only_later_rows_have(root, clone, monkeypatch):
+    monkeypatch.setattr("data.cxr_fill.PEEK", 1)
+    made = wide_rows()
+    late, labels = made[0].pop("Moonshot-v1"), made[0].pop("diagnosis")
+    assert late and labels
+    write(clone / "data.jsonl", made)
+    counts, studies = load(clone, root)
+    assert counts["trajectories"] == {"ok": 18, "refused": 2} and counts["labelled"] == 2
+    assert "findings" not in studies[f"s{STUDIES[0]}"]
+
+
+def test_a_later_column_that_changes_what_was_read_is_refused(root, clone, monkeypatch):
+    monkeypatch.setattr("data.cxr_fill.PEEK", 1)
+    made = rows()
+    made[4]["trajectory"] = "Another text."  # before "text" in the order of guesses
+    write(clone / "data.jsonl", made)
+    assert "data.jsonl:5: has a column that the rows before it lack" in refusal(load, clone, root)
+
+
+@pytest.mark.parametrize("write_list", [json.dumps, repr])
+def test_a_conversation_in_a_cell_of_plain_text(root, clone, write_list):
+    made = rows()
+    for row in made:
+        turns = [{"role": "user", "content": "Read it."}, {"role": "assistant", "content": row.pop("text")}]
+        row["messages"] = write_list(turns)
+    write(clone / "data.csv", made)
+    check_all(*load(clone, root))
+
+
+def test_values_in_the_place_of_a_header_are_not_shown(root, clone):
+    (clone / "data.csv").write_text("s59999991,Jane Roe has a mass. Told today,56 M\ns59999993,No edema.,7 F\n")
+    message = refusal(load, clone, root)
+    assert "columns found: 3, which look like values: is the header missing?" in message and "Roe" not in message
+
+
 @pytest.mark.parametrize(
     "names",
     [

@@ -96,6 +96,13 @@ def test_bad_labelled_row_is_named(tmp_path, row, complaint):
         read_labelled(tmp_path / "none.tsv")
 
 
+def test_what_windows_and_a_text_itself_bring_along(tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_bytes("\ufeff# comment\r\nNo edema.\u2028Clear.\tEdema=absent\r\n".encode())
+    (row,) = read_labelled(path)
+    assert row == (2, "No edema.\u2028Clear.", {"Edema": ("absent", None)})
+
+
 def test_truth_of_a_report_holds_what_has_gone_and_no_side_of_what_has_none():
     _, reports = phantom_rows(60, seed=1)
     others = {want[label][0] for _, _, want in reports for label in want if label not in FIVE}

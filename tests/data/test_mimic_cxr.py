@@ -227,6 +227,7 @@ def test_unzipped_tables_in_another_folder(root, tmp_path):
     [
         ("split", ["study_id", "split"], [["59999991", "val"]], ":2: split is not one of train, validate, test"),
         ("split", ["study_id"], [["59999991"]], ":1: no column split"),
+        ("split", ["59999991", "secret"], [], ":1: no column study_id, split (found: 2, which look like values: "),
         (
             "split",
             ["study_id", "split"],
@@ -378,6 +379,7 @@ def test_reports_at_other_places_and_with_a_nul(tmp_path, base):
     from data.mimic_reports import open_reports
 
     with zipfile.ZipFile(tmp_path / "r.zip", "w") as archive:
+        archive.writestr(f"__MACOSX/{base}p10/p10999991/._s59999991.txt", "of a Mac")
         archive.writestr(f"{base}p10/p10999991/s59999991.txt", "\n FINDINGS: Cl\0ear.\n")
         archive.extractall(tmp_path / "unpacked")
     places = [tmp_path / "r.zip", *([] if base.startswith("mimic") else [tmp_path / "unpacked"])]

@@ -115,6 +115,10 @@ WRONG = {
     "trajectory lacks": (study(trajectories=[{"teacher": "t", "text": "x"}]), r"field\(s\) missing: status"),
     "teacher twice": (study(trajectories=[trajectory()] * 2), "trajectory of 't': comes twice; keep one a teacher"),
     "status": (study(trajectories=[trajectory(status="OK")]), "status is 'OK'; did you mean 'ok'?"),
+    "status a text": (
+        study(trajectories=[trajectory(status="Jane Roe has a large left effusion.")]),
+        "status is a text of 35 characters; ",
+    ),
     "status a list": (study(trajectories=[trajectory(status=["ok"])]), "status is a list; "),
     "ok but blank": (study(trajectories=[trajectory(" \n")]), "text is empty; set its status to 'empty'"),
     "text null": (study(trajectories=[trajectory(None, status="empty")]), "trajectory of 't': text is null"),
