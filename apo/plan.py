@@ -175,7 +175,7 @@ def make_plan(config, settings: dict, args: argparse.Namespace) -> dict:
     setup, notes = resolve_setup(settings, args.gpus)
     study = resolve_study(settings, args)
     whole_studies = as_bool(settings, "share_prefix")
-    if int(str(settings.get("max_steps", -1))) > 0:
+    if not re.fullmatch(r"-\d+|0", str(settings.get("max_steps", -1))):  # those mean none
         learns = args.config and stage_of(args.config) == "learn" and not whole_studies
         rows = args.studies * (study.trajectories if learns else 1)
         setup = setup._replace(epochs=as_count(settings, "max_steps", 1) * setup.batch / rows)

@@ -142,6 +142,8 @@ def find_columns(name: str, rows: list[dict], told: dict[str, str]) -> Columns:
         )
     # A column a label says more than any one column (what is absent), and "findings" beside them may be a report.
     by_label = {} if "labels" in told else _label_columns(rows, by_plain)
+    finishes = _finishes(text, by_plain) if wide else {}
+    read = {*text, *told.values(), *finishes.values()}
     return Columns(
         tuple(dict.fromkeys(film)),
         tuple(text),
@@ -152,8 +154,8 @@ def find_columns(name: str, rows: list[dict], told: dict[str, str]) -> Columns:
         pick("finish"),
         pick("prompt"),
         pick("split"),
-        _finishes(text, by_plain) if wide else {},
-        tuple(column for column in found if _tells_of_text(column)) if wide and "text" not in told else (),
+        finishes,
+        tuple(column for column in found if _tells_of_text(column) and column not in read) if wide else (),
     )
 
 
@@ -198,7 +200,7 @@ def _text(
 # What a column beside a teacher's text is called by: "gpt-5-nano_finish_reason", "Grok-4 tokens".
 _OF_TEXT = re.compile(
     rf"(?:{'|'.join(GUESSES['finish'].split())}|tokens?|usage|cost|price|scores?|latency|seconds|duration|time|status|"
-    r"error|labels?|findings?|diagnos[ie]s|prompt|id)$"
+    r"error|labels?|prompt|id)$"
 )
 
 
@@ -208,9 +210,13 @@ def _tells_of_text(column: object) -> bool:
 
 def _finishes(text: list[str], by_plain: dict[str, str]) -> dict[str, str]:
     """Column of a teacher's text -> column of its own finish reason."""
-    guesses = GUESSES["finish"].split()
-    found = {column: [by_plain.get(plain(column) + guess) for guess in guesses] for column in text}
-    return {column: next(filter(None, others)) for column, others in found.items() if any(others)}
+    found = {}
+    for column in text:
+        names = [plain(column), *(plain(column).removesuffix(word) for word in GUESSES["text"].split())]
+        others = [by_plain.get(name + guess) for name in names for guess in GUESSES["finish"].split()]
+        if any(others):
+            found[column] = next(filter(None, others))
+    return found
 
 
 def _names_data_set(rows: list[dict], column: str) -> bool:

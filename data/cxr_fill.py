@@ -73,7 +73,7 @@ def fill(
             if not row.keys() <= seen:
                 seen |= row.keys()
                 deciding.append(row)
-                columns = _with_later(columns, find_columns(name, deciding, told), place)
+                columns = _with_later(columns, name, deciding, told, place)
                 counts["unread"] |= dict.fromkeys(columns.unread)
             film = _film(row, columns)
             number = usable(*film) if usable else None
@@ -119,9 +119,13 @@ def fill(
     return counts
 
 
-def _with_later(columns: Columns, later: Columns, place: str) -> Columns:
+def _with_later(columns: Columns, name: str, rows: list[dict], told: dict[str, str], place: str) -> Columns:
     """The columns that were known with those of a later row; UserError where the rows before it were read wrongly."""
-    if not adds_only(columns, later):
+    try:
+        later = find_columns(name, rows, told)
+    except NoColumns:
+        later = None
+    if later is None or not adds_only(columns, later):
         raise UserError(
             f"{place}: has a column that the rows before it lack and that changes what they say; write all columns "
             "into the first row (null where there is nothing), or name the right ones with --columns"

@@ -15,8 +15,8 @@ class UserError(Exception):
     """
 
 
-# An identifier, a sentence, or more than a name's length: a line of values that stands where the header should.
-_VALUE = re.compile(r"\d{6,}|[0-9a-f]{8}-|.{60}|[.!?](?:\s|$)|^[\W\d]", re.IGNORECASE | re.DOTALL)
+# An identifier, sentences, or more than a name's length: of a line of values that stands where the header should.
+_VALUE = re.compile(r"\d{6,}|[0-9a-f]{8}-[0-9a-f]|.{60}|[.!?]\s+\S", re.IGNORECASE | re.DOTALL)
 
 
 def show_columns(names: Iterable[object]) -> str:

@@ -619,9 +619,10 @@ CLAUSE = (
 DECLINES = (
     r"\b(?:i|we)(?:'m| am|'re| are)?(?: (?:\w+ly|afraid|sorry|just|still|also))? (?:can ?not|can't|could not|couldn't|"
     r"won't|will not|(?:un|not )able to|not (?:qualified|allowed|permitted|trained) to|(?:must )?(?:decline|refuse) to)"
-    r"(?: \w+ly)? (?:analy[sz]e|assess|assist|comment|diagnose|evaluate|examine|give|help|interpret|offer|process|"
-    r"provide|read|review)\b"
+    r"(?: \w+ly)? (?:analy[sz]e|assess|assist|comment|diagnose|evaluate|examine|give|"
+    r"help(?! (?:but|noticing|seeing)\b)|interpret|offer|process|provide|read|review)\b"
 )
+DECLINES_UNTIL = r"[,:] ?(?:the|this|these|there|it|i|we|where|here|both)\b|\b(?:and|where) (?:the|there|it|i|we)\b"
 VERB = (
     r"\b(?:is|are|was|were|has|have|had|remains?|shows?|demonstrates?|reveals?|seen|noted|present|"
     r"identified|there|appears?|"

@@ -15,6 +15,7 @@ from data.findings_states import CLAUSE, find_mentions, states_of
 
 _TEXTBOOK = re.compile(lex.TEXTBOOK)
 _DECLINES = re.compile(lex.DECLINES)
+_DECLINES_UNTIL = re.compile(lex.DECLINES_UNTIL)
 _EVIDENCE = re.compile(lex.EVIDENCE)
 _BLOCK_NEGATIVE = re.compile(lex.BLOCK_NEGATIVE)
 _HIDDEN = re.compile(lex.HIDDEN)
@@ -33,9 +34,8 @@ def read_sentence(sentence: str) -> tuple[tuple[str, str, str | None], ...] | No
     edges = [0, *(e for m in CLAUSE.finditer(sentence) for e in (m.start(), m.end())), len(sentence)]
     for start, end in zip(edges[::2], edges[1::2], strict=True):
         clause = sentence[start:end]
-        declines = _DECLINES.search(clause)
-        spoken = declines.start() if declines else len(clause)
-        mentions = [m for m in find_mentions(clause) if m.labels and m.start < spoken]
+        start_declined, end_declined = _declined(clause)
+        mentions = [m for m in find_mentions(clause) if m.labels and not start_declined <= m.start < end_declined]
         if not mentions:
             continue
         sides = side_windows(masked[start:end], mentions)
@@ -55,6 +55,15 @@ def read_sentence(sentence: str) -> tuple[tuple[str, str, str | None], ...] | No
                 state = {"present": "absent", "absent": "present"}.get(state, state)
             claims += [(label, state, None if label in SIDELESS else side) for label in labels]
     return tuple(dict.fromkeys(claims))
+
+
+def _declined(clause: str) -> tuple[int, int]:
+    """Where a clause names what its writer declines to look for; (0, 0) where it does not."""
+    declines = _DECLINES.search(clause)
+    if not declines:
+        return 0, 0
+    until = _DECLINES_UNTIL.search(clause, declines.end())
+    return declines.start(), until.start() if until else len(clause)
 
 
 def asked_for(sentence: str) -> tuple[str, ...]:

@@ -263,8 +263,8 @@ def _fixed_flags(plan: Plan) -> None:
         else:
             _refuse(refuse_shared_learn_settings, settings)
             _refuse(partial(refuse_unread_options, defaults=DEFAULTS, read=READ_IN_SHARED_LEARN), options._asdict())
-    else:
-        _refuse(partial(refuse_unread_options, defaults=DEFAULTS, read=()), options._asdict())
+    elif plan.stage == "learn":
+        refuse_options(plan)
     plugin = str(ROOT / "apo" / "plugin.py")
     # An absolute path: ms-swift stores it in the checkpoint and loads it again from any folder.
     settings["external_plugins"] = [plugin, *(p for p in as_list(settings.get("external_plugins")) if p != plugin)]
@@ -272,6 +272,11 @@ def _fixed_flags(plan: Plan) -> None:
         plan.notes.append("save_only_model true: without optimizer state an interrupted run cannot be gone on with")
     if as_bool(settings, "strict", True) is False:
         plan.notes.append("strict false: ms-swift replaces rows that it cannot encode by random others")
+
+
+def refuse_options(plan: Plan) -> None:
+    """Refuse options of ours in a run that reads none of them: rows one by one, or a stock loss."""
+    _refuse(partial(refuse_unread_options, defaults=DEFAULTS, read=()), apo_options(plan.settings)._asdict())
 
 
 def apo_options(settings: dict[str, Value]) -> Options:

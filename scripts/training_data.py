@@ -9,7 +9,7 @@ from data.errors import UserError
 from data.files import read_jsonl
 from data.records import did_you_mean
 from scripts.lengths import FilmLimits, Kept, check_lengths, film_limits, keep_fitting
-from scripts.plan import Plan, like_a_hub_name
+from scripts.plan import Plan, like_a_hub_name, refuse_options
 from scripts.settings import PROJECT_KEYS, as_bool, as_count, as_list, model_kwargs
 
 KIND = {"learn": "sft", "critique": "apo"}
@@ -80,13 +80,14 @@ def add_data(plan: Plan, dry_run: bool) -> None:
 
 
 def check_loss(plan: Plan) -> None:
-    """Refuse a loss of Critique that nobody knows, or one of ours among others; the trainer would at its first step.
+    """Refuse a loss of Critique that nobody knows, one of ours among others, and options of ours under a stock one; the
+    trainer would at its first step.
 
     Another `rlhf_type` than dpo has other losses, which are left to ms-swift.
     """
-    if plan.stage != "critique" or plan.settings.get("rlhf_type") != "dpo":
+    if plan.stage != "critique":
         return
-    names = as_list(plan.settings["loss_type"])
+    names = as_list(plan.settings["loss_type"]) if plan.settings.get("rlhf_type") == "dpo" else []
     for name in names:
         if name not in (*STUDY_LOSSES, *STOCK_LOSSES):
             raise UserError(f"loss_type {name}: {did_you_mean(name, (*STUDY_LOSSES, *STOCK_LOSSES))}")
@@ -96,6 +97,8 @@ def check_loss(plan: Plan) -> None:
             f"loss_type {' '.join(names)}: {ours[0]} stands alone; write loss_type {ours[0]} and no list (a likelihood "
             "term on the consensus is --rpo_alpha)"
         )
+    if not plan.groups:
+        refuse_options(plan)
 
 
 def refuse_other_negatives(plan: Plan, path: Path) -> None:

@@ -429,6 +429,14 @@ def test_steps_given_take_the_place_of_epochs(capsys, tmp_path):
     assert planned(capsys, tmp_path, config, "--studies", 1000)[0]["flops"]["hours"] == plan["flops"]["hours"]
 
 
+@pytest.mark.parametrize("steps", ["1e3", "100.0", "abc"])
+def test_steps_that_are_no_number(tmp_path, steps):
+    config = tmp_path / "sft_run.yaml"
+    config.write_text(f"model: Qwen/Qwen2.5-VL-3B-Instruct\nmax_steps: {steps}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="max_steps .*: must be a whole number"):
+        main([str(config)])
+
+
 def test_a_checkpoint_folder_is_read(capsys, tmp_path, student_dir):
     config = tmp_path / "run.yaml"
     config.write_text(f"model: {student_dir}\n", encoding="utf-8")

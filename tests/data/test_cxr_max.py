@@ -136,8 +136,16 @@ def test_what_a_column_beside_a_teachers_text_tells(root, clone, ending, capsys)
     for record in studies.values():
         status = {one["teacher"]: one["status"] for one in record["trajectories"]}
         assert status == dict.fromkeys(TEACHERS, "ok") | {"Moonshot-v1": "refused", "Grok-4": "truncated"}
-    assert list(counts["unread"]) == [*(f"{name}_finish_reason" for name in TEACHERS), "grok_4_tokens"]
-    assert "hold no text, not read: Claude Sonnet-4_finish_reason, " in cxr_max.describe(counts, "out")
+    assert list(counts["unread"]) == ["grok_4_tokens"]
+    assert "columns of a teacher that hold no text, not read: grok_4_tokens" in cxr_max.describe(counts, "out")
+
+
+def test_a_finish_reason_beside_a_longer_name(root, clone):
+    made = [{"study_id": s, "gpt5nano_findings": text(s, "a"), "Grok-4_response": text(s, "b")} for s in STUDIES]
+    made = [row | {"Grok-4_finish_reason": "length"} for row in made]
+    write(clone / "data.jsonl", made)
+    counts, _ = load(clone, root)
+    assert counts["trajectories"] == {"ok": 3, "truncated": 3} and not counts["unread"]
 
 
 def test_columns_that_only_later_rows_have(root, clone, monkeypatch):
@@ -157,6 +165,10 @@ def test_a_later_column_that_changes_what_was_read_is_refused(root, clone, monke
     made[4]["trajectory"] = "Another text."  # before "text" in the order of guesses
     write(clone / "data.jsonl", made)
     assert "data.jsonl:5: has a column that the rows before it lack" in refusal(load, clone, root)
+    made = [{"study_id": s, "trajectories": {name: text(s, name) for name in TEACHERS}} for s in STUDIES]
+    made[2]["trajectory"] = "Another text."  # a text of nobody, by which no column could be told
+    write(clone / "data.jsonl", made)
+    assert "data.jsonl:3: has a column that the rows before it lack" in refusal(load, clone, root)
 
 
 @pytest.mark.parametrize("write_list", [json.dumps, repr])
@@ -173,6 +185,8 @@ def test_values_in_the_place_of_a_header_are_not_shown(root, clone):
     (clone / "data.csv").write_text("s59999991,Jane Roe has a mass. Told today,56 M\ns59999993,No edema.,7 F\n")
     message = refusal(load, clone, root)
     assert "columns found: 3, which look like values: is the header missing?" in message and "Roe" not in message
+    (clone / "data.csv").write_text("1st_reader,Is it abnormal?,study_id\na,b,59999991\n")
+    assert "columns found: 1st_reader, Is it abnormal?, study_id;" in refusal(load, clone, root)
 
 
 @pytest.mark.parametrize(

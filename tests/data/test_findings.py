@@ -52,6 +52,16 @@ def test_declining_one_thing_leaves_what_is_said():
         "Pleural Effusion": ("present", "left")
     }
     assert read("The film shows edema and I cannot assess the apices for pneumothorax.") == {"Edema": ("present", None)}
+    for text in (
+        "While I cannot provide a definitive diagnosis, the image shows edema.",
+        "Although I am not able to provide a medical diagnosis, this chest X-ray shows edema.",
+        "I can't provide a diagnosis, the film shows edema.",
+        "I cannot give a diagnosis from one film: there is edema.",
+        "I cannot evaluate the apices and there is edema.",
+        "Without a lateral view I cannot fully assess the retrocardiac region, where there is edema.",
+        "I can't help noticing edema.",
+    ):
+        assert read(text) == {"Edema": ("present", None)} and not is_refusal(text), text
     assert read("I cannot identify a pneumothorax. We can't exclude pneumonia.") == {
         "Pneumothorax": ("absent", None),
         "Pneumonia": ("uncertain", None),

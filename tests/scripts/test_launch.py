@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name.startswith(("sft_", "apo_")))
 # Rows that no dry run finds here, whatever has been run in this checkout.
 STOCK = ("--dataset", "someone/pairs", "--loss_type", "sigmoid")
+ROWS = ("--model_kwargs", '{"apo_layout": "rows"}')
 PHANTOM = {"sft": str(ROOT / "configs/sft_phantom.yaml"), "apo": str(ROOT / "configs/apo_phantom.yaml")}
 TEACHERS = {"a": "No pneumothorax.", "b": "There is a left pleural effusion.", "c": "Clear lungs; no effusion."}
 
@@ -265,6 +266,9 @@ def test_stock_losses_are_those_of_the_installed_versions():
         (["sft", PHANTOM["sft"], "--attn_impl", "spda"], r"attn_impl spda: did you mean 'sdpa'\?"),
         (["apo", PHANTOM["apo"], "--loss_type", "sigmoid", "hing"], r"loss_type hing: did you mean 'hinge'\?"),
         (["apo", PHANTOM["apo"], "--loss_type", "pairwise", "sft"], r"pairwise stands alone; .*--rpo_alpha"),
+        (["apo", PHANTOM["apo"], "--loss_type", "pairwize", *ROWS], r"pairwize: did you mean 'pairwise'"),
+        (["apo", PHANTOM["apo"], "--loss_type", "sigmoid", *ROWS], "apo_layout: not read by this kind of training"),
+        (["sft", PHANTOM["sft"], *ROWS, "--share_prefix", "false"], "apo_layout: not read by this kind of training"),
     ],
 )
 def test_bad_command_lines(words, message, gpus, capsys):
