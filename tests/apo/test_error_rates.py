@@ -10,6 +10,21 @@ from tests.apo.voices import misled, simulate
 BIASED = ([0.95, 0.30, 0.35, 0.25, 0.40, 0.90, 0.45], [0.60, 0.95, 0.97, 0.93, 0.96, 0.85, 0.95])
 
 
+def test_teachers_count_by_their_votes_in_which_way_round_a_finding_is():
+    """The first teacher misleads on "B" and has nearly all of its votes; the mean over teachers would not see it."""
+
+    def fit(*worth):
+        right = [[[0.5 + y / 2, 0.5 - y / 2], [0.5 - y / 2, 0.5 + y / 2]] for y in worth]
+        return error_rates.Fit(np.full((100, 2), 0.5), np.array(right), np.array([0.5, 0.5]))
+
+    votes = np.full((100, 2), -1, np.int8)
+    votes[:, 0] = votes[:2, 1] = 1
+    fits = {"A": fit(0.8, 0.8), "B": fit(-0.3, 0.6), "C": fit(0.8, 0.8)}
+    everyone = dict.fromkeys(fits, np.ones((100, 2), np.int8))
+    assert orient(fits, everyone | {"B": votes})[1] == ["B"]
+    assert orient(fits, everyone)[1] == []
+
+
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 def test_dawid_skene_beats_majority_and_every_teacher(missing):
     rng = np.random.default_rng(0)

@@ -249,6 +249,10 @@ def test_a_pass_computes_as_training_does(student_dir, studies, tmp_path):
     run(student_dir, studies, tmp_path / "c", tmp_path / "plain", only=True)
     plain = ReferenceCache(tmp_path / "plain", identity_of(tmp_path / "plain"))
     assert plain.logps.keys() == filled.logps.keys() and plain.logps != filled.logps, "and autocast is seen"
+    mixed, exact = identity_of(filled.folder), identity_of(plain.folder)
+    assert {key for key in mixed if mixed[key] != exact[key]} == {"autocast"}
+    of_all = {"weights", "config", "dtype", "autocast", "attention", "template", "torch", "transformers"}
+    assert mixed.keys() == exact.keys() == of_all
 
 
 def test_a_pass_believes_only_what_is_on_the_disk(student_dir, studies, tmp_path, monkeypatch):

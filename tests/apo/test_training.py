@@ -79,6 +79,21 @@ def test_accumulation_layout_and_frozen_vision(studies, student_dir, tmp_path, t
     assert column(one, "nll_loss") == pytest.approx(column(two, "nll_loss"), abs=1e-5)
 
 
+def test_the_likelihood_of_the_consensus_is_added_and_labels_are_smoothed(studies, student_dir, tmp_path):
+    """At the first step policy and reference are equal, so that the loss of N negatives is log(N + 1)."""
+    rows = write_rows(tmp_path / "rows.jsonl", studies[1][:1])
+    common = {"max_steps": 3, "learning_rate": 1e-2, "lr_scheduler_type": "constant", "per_device_train_batch_size": 1}
+    logs, _ = train(student_dir, rows, tmp_path / "nll", rpo_alpha=0.5, **common)
+    assert logs[0]["loss"] == pytest.approx(math.log(8) + 0.5 * logs[0]["nll_loss"], abs=1e-5)
+    tokens = -logs[0]["logps/chosen"] / logs[0]["nll_loss"]
+    assert tokens > 5 and tokens == pytest.approx(round(tokens), abs=1e-3), "nats a token"
+    assert logs[-1]["nll_loss"] < logs[0]["nll_loss"]
+    plain, _ = train(student_dir, rows, tmp_path / "plain", **common)
+    smoothed, _ = train(student_dir, rows, tmp_path / "smoothed", label_smoothing=0.2, **common)
+    assert plain[0]["loss"] == pytest.approx(smoothed[0]["loss"], abs=1e-6)
+    assert smoothed[-1]["loss"] > plain[-1]["loss"] + 1e-3
+
+
 def test_a_last_micro_batch_that_is_not_full_gives_its_studies_no_more_weight(studies, student_dir, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", studies[1][:7])
     common = {"learning_rate": 1e-4, "rpo_alpha": 0.5}

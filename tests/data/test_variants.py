@@ -167,6 +167,12 @@ def test_weights_by_hand():
     assert weights == pytest.approx({name: value / mean for name, value in raw.items()}, abs=1e-6)
 
 
+def test_a_hedge_is_half_wrong():
+    texts = {"hedges": "Left pleural effusion. Possible edema.", "wrong": "Left pleural effusion. Pulmonary edema."}
+    weights = error_weights(study(texts=texts))
+    assert weights["wrong"] == pytest.approx(2 * weights["hedges"], abs=1e-5)
+
+
 @pytest.mark.parametrize("findings", [5, {"Edema": 5}, {"Edema": {"posterior": "x"}}, None])
 def test_an_audit_of_any_shape_leaves_the_decision(findings):
     assert error_weights(study(audit={"findings": findings})) == error_weights(study(audit={}))
