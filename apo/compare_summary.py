@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from apo.heard import hear
 from apo.labels import Labels
 from data.findings_lexicon import ORDER
 
@@ -24,11 +25,14 @@ def summary(strategy: str, studies: Sequence[dict], results: Sequence[dict | Non
     mute: Counter = Counter(t["status"] for s in studies for t in s["trajectories"] if t["status"] != "ok")
     for study, result in zip(studies, results, strict=True):  # ok by status, a refusal by its text
         ok = {t["teacher"] for t in study["trajectories"] if t["status"] == "ok"}
-        mute["refused by its text"] += len(ok & result["audit"]["unheard"].keys()) if result else 0
+        unheard = (result["audit"]["unheard"] if result else hear(study).unheard).keys()
+        mute["refused by its text"] += len(ok & unheard)
     made = sum(r is not None for r in results)
-    unread = len(results) - made - sum(counts.values())
-    if unread:
-        counts["nothing readable in the trajectories"] = unread
+    rest = len(results) - made - sum(counts.values())
+    if rest:
+        readable = sum(any(hear(s).says.values()) for s, r in zip(studies, results, strict=True) if r is None)
+        counts["nothing readable in the trajectories"] = rest - min(rest, readable)
+        counts["no finding on which its teachers agree"] = min(rest, readable)
     line = f"{strategy}: {len(results)} studies, {made} with a consensus"
     reasons = [f"{n} {why}" for why, n in counts.items() if n]
     line += f"; without one: {', '.join(reasons)}" if reasons else ""

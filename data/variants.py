@@ -155,7 +155,8 @@ def change(studies: Sequence[dict], negatives: str, *, seed: int = 0, weights: s
     """Change the studies of splits train and validate in place; returns counts by what was done.
 
     A study without a consensus keeps its negatives whatever the mode asks of a consensus (Critique drops or refuses it)
-    and is counted. Raises UserError for an unknown mode.
+    and is counted. With weights "none" those that an earlier call wrote are taken out, and counted: they belong to the
+    negatives of before. Raises UserError for an unknown mode.
     """
     first = 1 if negatives == "one" else _first_count(negatives)
     if first is None and negatives not in MODES or negatives == "first-N":
@@ -181,6 +182,10 @@ def change(studies: Sequence[dict], negatives: str, *, seed: int = 0, weights: s
                 raise UserError(f"study {study['id']!r}: its audit is no object, so that no weights can join it")
             study["consensus"]["audit"] = {**audit, "negative_weights": error_weights(study)}
             counts["studies with weights"] += bool(ok_trajectories(study))
+        elif study.get("consensus") is not None:
+            audit = study["consensus"].get("audit")
+            if isinstance(audit, dict) and audit.pop("negative_weights", None) is not None:
+                counts["studies whose weights are taken out"] += 1
     counts["negatives after"] = sum(len(ok_trajectories(study)) for study in chosen)
     counts["studies without a negative"] = sum(not ok_trajectories(study) for study in chosen)
     counts["studies without a consensus"] = sum(study.get("consensus") is None for study in chosen)
@@ -202,7 +207,7 @@ def learn_consensus(studies: Sequence[dict]) -> Counter:
         found = study.get("consensus") is not None
         text = study["consensus"]["text"] if found else ""
         study["trajectories"] = [{"teacher": "consensus", "text": text, "status": "ok" if found else "empty"}]
-        counts["studies that teach their consensus" if found else "studies without a consensus"] += 1
+        counts["studies that teach their consensus" if found else "studies that teach nothing"] += 1
     return counts
 
 

@@ -384,7 +384,18 @@ def numbers_of(page: Path, inputs: Sequence[Path]) -> Path:
         refuse_input(page, path)
         if os.path.realpath(numbers) == os.path.realpath(path):
             raise UserError(f"--out {page}: its numbers go to {numbers}, which is an input file; choose another")
+    if numbers.exists() and not _is_comparison(numbers):
+        raise UserError(f"--out {page}: its numbers go to {numbers}, which is no comparison; choose another")
     return numbers
+
+
+def _is_comparison(path: Path) -> bool:
+    """Whether a file is what this command writes: scores of a run have other keys."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"a", "b", "benchmarks", "rounds"} <= found.keys()
 
 
 def main(argv: list[str] | None = None) -> None:

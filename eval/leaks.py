@@ -90,7 +90,9 @@ def of_studies(path: Path, image_root: Path | None = None) -> tuple[Benchmark, s
     root = root_of(path, image_root)
     studies = list(read_studies(path))
     sources = sorted({study["source"] for study in studies})
-    if len(sources) != 1:
+    if not sources:
+        raise UserError(f"{path}: holds no study; name another file")
+    if len(sources) > 1:
         raise UserError(f"{path}: holds {len(sources)} sources ({', '.join(sources)}); write a file for each")
     items = tuple(
         Item(study["id"], study["patient"], study["id"], tuple(image_paths(study, root)), "", {}) for study in studies

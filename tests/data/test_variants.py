@@ -347,8 +347,17 @@ def test_studies_without_a_consensus_are_left_as_they_are_and_counted():
     counts = change([alone], "conflicting", weights="error")
     assert speakers(alone) == list(TEXTS) and counts["studies without a consensus"] == 1
     assert counts["studies with weights"] == 0
-    learn_consensus([alone])
+    assert learn_consensus([alone]) == {"studies that teach nothing": 1}
     assert [one["status"] for one in alone["trajectories"]] == ["empty"]
+
+
+def test_weights_of_other_negatives_do_not_stay():
+    one = study()
+    change([one], "all", weights="error")
+    assert "negative_weights" in one["consensus"]["audit"]
+    assert change([one], "first-2")["studies whose weights are taken out"] == 1
+    assert one["consensus"]["audit"] == {} and "negative_weights" not in apo_row(one, "/")
+    assert not change([one], "all")["studies whose weights are taken out"]
 
 
 def test_weights_join_the_audit_and_an_empty_refusal_stays_one():

@@ -308,6 +308,17 @@ def test_neither_page_nor_numbers_replace_an_input_or_each_other(tmp_path, runs,
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_numbers_replace_those_of_a_comparison_alone(tmp_path, runs):
+    third = write(tmp_path / "c", rows(), name="other")
+    before = third.read_bytes()
+    words = [*map(str, runs), "--resamples", "5", "--rounds", "5", "--out"]
+    with pytest.raises(UserError, match=r"its numbers go to .*c/results\.json, which is no comparison; choose another"):
+        compare.main([*words, str(tmp_path / "c/results.html")])
+    assert third.read_bytes() == before
+    for _ in range(2):
+        compare.main([*words, str(tmp_path / "c/compared.html")])
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path, runs):
     twin = write(tmp_path / "c", rows(), name="critique")
     found = compare.compare((runs[0], twin), resamples=10, rounds=10)
