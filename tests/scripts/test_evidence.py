@@ -147,6 +147,14 @@ CLAIMS = [
     (README, "| {0} % ({1} to {2}) | - **Where teachers let",
      lambda: one("two_rounds_n1_labels", world="published_even")),
     (EVIDENCE, "its student stood at chance ({0}, {1} to {2};", lambda: one("consensus_medoid")),
+    (EVIDENCE, "is right in {0} % ({1} to {2}), {3} below the unweighted vote ({4} to {5}) and {6} below always giving "
+     "the commonest answer ({7} to {8})",
+     lambda: one("consensus_self", CONSENSUS)
+     + numbers((1, "published", "compare_vote"), (-1, "published", "consensus_self", CONSENSUS))
+     + numbers((1, "published", "consensus_self", MAJORITY), (-1, "published", "consensus_self", CONSENSUS))),
+    (EVIDENCE, "critiqued on it stands at {0} ({1} to {2}; balanced", lambda: one("consensus_self")),
+    (EVIDENCE, "by seed), {0} below the commonest answer ({1} to {2}), which",
+     lambda: above("consensus_self", MAJORITY, below=True)),
     (EVIDENCE, "negatives stand level with unweighted ones ({0}, {1} to {2};", lambda: to_reference("pl_weighted")),
     (EVIDENCE, "the truth {0} ({1} to {2})", lambda: one("consensus_oracle")),
     (EVIDENCE, "Dawid and Skene's is {0} points above the best teacher ({1} to {2})",
