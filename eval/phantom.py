@@ -379,6 +379,8 @@ def main(argv=None) -> None:
             "asked": len(studies),
             "scored": len(scorable),
         },
+        "predictions": {name: sha256_file(path) for name, path in files.items()},
+        "consensus": {name: sha256_file(path) for name, path in others.items()},
         "rules": {"uncertain": args.uncertain, "malformed": "wrong for every finding", "unmentioned": "absent"},
         "bootstrap": {"unit": "patient", "resamples": args.resamples, "seed": args.seed, "level": LEVEL},
         **scored,

@@ -168,6 +168,13 @@ def refuse_unscored(flag: str, names: Iterable[str], rows: Iterable[str]) -> Non
             raise UserError(f"{flag} {name}=...: no such row in --results; {hint}")
 
 
+def refuse_other_answers(flag: str, files: dict[str, Path], scored: dict[str, str]) -> None:
+    """Raise UserError for a file that is not the one that was scored under its name; older results do not tell."""
+    for name, path in files.items():
+        if name in scored and sha256_file(path) != scored[name]:
+            raise UserError(f"{flag} {name}={path}: another file was scored under this name; name that of --results")
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m eval.report", description=__doc__.split("\n")[0])
     parser.add_argument("--results", required=True, help="results.json of eval.phantom")
@@ -193,6 +200,8 @@ def main(argv=None) -> None:
     heard = [row["name"].partition(", ")[2] for row in results["rows"] if row["kind"] == "consensus"]
     refuse_unscored("--predictions", files, students)
     refuse_unscored("--consensus", others, filter(None, heard))
+    refuse_other_answers("--predictions", files, results.get("predictions", {}))
+    refuse_other_answers("--consensus", others, results.get("consensus", {}))
     read = {stage: read_log(path) for stage, path in logs.items()}
     refuse_other_studies(args.studies, results)
     root = root_of(args.studies, args.image_root)

@@ -8,7 +8,9 @@ from scripts.machine import package_problems
 
 NEEDED = ("numpy", "PIL", "psutil", "safetensors", "tokenizers", "yaml")
 SUPPORTED = (3, 11) <= sys.version_info[:2] <= (3, 12)
+missing = [name for name in NEEDED if not find_spec(name)]
 
-if not SUPPORTED or not all(map(find_spec, NEEDED)):
-    print(*(f"error: {line}" for line in package_problems()[0]), sep="\n", file=sys.stderr)
+if missing or not SUPPORTED:
+    found = package_problems()[0] or [f"packages: no module {', '.join(missing)}; run: bash scripts/setup.sh"]
+    print(*(f"error: {line}" for line in found), sep="\n", file=sys.stderr)
     sys.exit(2)

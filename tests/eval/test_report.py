@@ -79,7 +79,7 @@ def test_the_consensus_of_another_round_is_shown_beside_the_first(files, tmp_pat
     assert html.count("<h3>consensus</h3>") == 3 == html.count("<h3>consensus, second round</h3>")
     assert [f"Heard again {number}" in html for number in range(3)] == [True, True, False]
     again.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
-    with pytest.raises(UserError, match="again.jsonl: 2 of the 3 studies that are scored are not there"):
+    with pytest.raises(UserError, match="--consensus second round=.*again.jsonl: another file was scored"):
         make(files, tmp_path, **{"--consensus": f"second round={again}"})
 
 
@@ -114,6 +114,8 @@ def test_a_run_that_diverged_is_drawn_as_far_as_it_went(files, tmp_path):
         ),
         ({"--learn-log": "bad.jsonl"}, "bad.jsonl:1: not JSON at column 1 .*; write one JSON value"),
         ({"--studies": "other.jsonl"}, r"other.jsonl: is not the file that was scored \(studies.jsonl, sha256 "),
+        ({"--predictions": "learn=other.jsonl"}, "--predictions learn=other.jsonl: another file was scored under this"),
+        ({"--predictions": "learn=none.jsonl"}, "none.jsonl: cannot be read"),
         ({"--predictions": "leran=learn.jsonl"}, "--predictions leran=...: no such row .*did you mean 'learn'"),
         ({"--consensus": "again=studies.jsonl"}, "--consensus again=...: no such row in --results; they have none"),
         ({"--samples": "-1"}, "--samples -1: must be at least 0"),
