@@ -199,7 +199,7 @@ def _text(
 
 # What a column beside a teacher's text is called by: "gpt-5-nano_finish_reason", "Grok-4 tokens".
 _OF_TEXT = re.compile(
-    rf"(?:{'|'.join(GUESSES['finish'].split())}|tokens?|usage|cost|price|scores?|latency|seconds|duration|time|status|"
+    rf"(?:{'|'.join(GUESSES['finish'].split())}|tokens?|usage|cost|price|scores?|latency|seconds|duration|status|"
     r"error|labels?|prompt|id)$"
 )
 

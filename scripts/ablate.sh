@@ -21,4 +21,6 @@
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/env.sh"
+# On a CPU, whatever the machine has: every line of the ledger was made so.
+export CUDA_VISIBLE_DEVICES=
 exec "$PYTHON" -P -m scripts.ablate "$@"
