@@ -23,14 +23,15 @@ def summary(strategy: str, studies: Sequence[dict], results: Sequence[dict | Non
         dropped += bool(result["audit"].get("dropped"))
         same += result["text"].split() in texts
     mute: Counter = Counter(t["status"] for s in studies for t in s["trajectories"] if t["status"] != "ok")
+    readable = 0
     for study, result in zip(studies, results, strict=True):  # ok by status, a refusal by its text
         ok = {t["teacher"] for t in study["trajectories"] if t["status"] == "ok"}
-        unheard = (result["audit"]["unheard"] if result else hear(study).unheard).keys()
-        mute["refused by its text"] += len(ok & unheard)
+        heard = None if result else hear(study)
+        mute["refused by its text"] += len(ok & (heard.unheard if heard else result["audit"]["unheard"]).keys())
+        readable += bool(heard and any(heard.says.values()))
     made = sum(r is not None for r in results)
     rest = len(results) - made - sum(counts.values())
     if rest:
-        readable = sum(any(hear(s).says.values()) for s, r in zip(studies, results, strict=True) if r is None)
         counts["nothing readable in the trajectories"] = rest - min(rest, readable)
         counts["no finding on which its teachers agree"] = min(rest, readable)
     line = f"{strategy}: {len(results)} studies, {made} with a consensus"

@@ -35,7 +35,7 @@ class LearnTrainer(ResumesWhole, Seq2SeqTrainer):
         check_template(self.template, self.args)
         refuse_shared_learn_settings({name: getattr(self.args, name, None) for name in ALLOWED_IN_SHARED_LEARN})
         self.options = options.resolve()
-        refuse_unread_options(self.options._asdict(), options.DEFAULTS, READ_IN_SHARED_LEARN)
+        refuse_unread_options(self.options, READ_IN_SHARED_LEARN)
         self.attention = settle_attention([self.accelerator.unwrap_model(self.model)], self.options)
         if self.is_world_process_zero():
             used = self.attention._asdict()

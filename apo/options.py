@@ -44,9 +44,6 @@ class Options(NamedTuple):
     reference_free: bool = False
 
 
-DEFAULTS = Options()._asdict()
-
-
 def _boolean(text: str) -> bool:
     if text.lower() in {"true", "1", "yes"}:
         return True

@@ -27,7 +27,7 @@ def show(plan: dict, model: str, args: argparse.Namespace) -> str:
         [
             "\n".join(map(wrap, head)),
             show_parameters(plan["parameters"], setup),
-            show_flops(plan["flops"], setup, whole_studies=plan["flops"]["whole_studies"]),
+            show_flops(plan["flops"], setup),
             show_training(plan["flops"], setup, args),
             show_activations(plan["memory"]),
             show_states(plan["memory"], setup),
@@ -55,8 +55,8 @@ def show_parameters(counts: dict, setup: Setup) -> str:
     return table(["Parameters", "million"], [[name, f"{n / 1e6:,.1f}"] for name, n in lines]) + "\n" + wrap(lora)
 
 
-def show_flops(found: dict, setup: Setup, *, whole_studies: bool) -> str:
-    what = "studies" if whole_studies else "trajectories (Learn) or studies (Critique)"
+def show_flops(found: dict, setup: Setup) -> str:
+    what = "studies" if found["whole_studies"] else "trajectories (Learn) or studies (Critique)"
     lines = []
     for name, way in found["ways"].items():
         parts = [way[f"{key}_tflop_a_study"] for key in Cost._fields]

@@ -5,6 +5,8 @@ No heavy import: the launcher asks before a model is loaded, the trainers again 
 
 from collections.abc import Container, Iterable, Mapping
 
+from apo.options import Options
+
 # The values of --loss_type that train on studies; all others are stock DPO.
 STUDY_LOSSES = ("plackett_luce", "pairwise")
 
@@ -106,14 +108,10 @@ def refuse_critique_settings(settings: Mapping[str, object], *, reference_free: 
         _refuse(ALLOWED_WITH_REFERENCE, settings)
 
 
-def refuse_unread_options(given: Mapping[str, object], defaults: Mapping[str, object], read: Container[str]) -> None:
-    """Refuse options of ours (`apo.options.Options`) that a run would silently leave unread.
-
-    Args:
-        given, defaults: options by name, without "apo_".
-        read: names of those that the run reads.
-    """
-    unread = [name for name in given if given[name] != defaults[name] and name not in read]
+def refuse_unread_options(given: Options, read: Container[str] = ()) -> None:
+    """Refuse options of ours that a run would silently leave unread; `read`: names of those that it reads."""
+    changed = {name for name, value in given._asdict().items() if value != getattr(Options(), name)}
+    unread = [name for name in Options._fields if name in changed and name not in read]
     if unread:
         raise ValueError(f"{', '.join(f'apo_{name}' for name in unread)}: not read by this kind of training; leave out")
 

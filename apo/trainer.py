@@ -77,7 +77,7 @@ class APOTrainer(ResumesWhole, DPOTrainer):
                 ref_model.to("meta")  # ms-swift loads a copy for full fine-tuning and holds on to it: its memory goes
                 ref_model = None
         else:
-            refuse_unread_options(options.resolve()._asdict(), options.DEFAULTS, ())
+            refuse_unread_options(options.resolve())
         super().__init__(model, ref_model, *_args, **kwargs)
         if self.groups:
             self._check_reference()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data.errors import UserError
-from data.files import open_text
+from data.files import half_character, open_text
 
 KINDS = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 # Files of a data set's repository that hold no rows.
@@ -117,7 +117,7 @@ def _reader(path: Path) -> Callable[[], Rows]:
             except UnicodeDecodeError as error:
                 # Raised while a block is read ahead: which line it was in is looked for.
                 with open_text(path, errors="surrogateescape") as source:
-                    line = next(n for n, text in enumerate(source, 1) if any("\ud800" <= c <= "\udfff" for c in text))
+                    line = next(n for n, text in enumerate(source, 1) if half_character(text))
                 raise UserError(f"{path}:{line}: not UTF-8; mend that line, or save the file as UTF-8") from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{path}: cut off or damaged; download it again") from error

@@ -21,6 +21,11 @@ from data.errors import UserError
 StrPath = str | os.PathLike[str]
 
 
+def half_character(text: str) -> bool:
+    """Whether a text holds half a surrogate pair, which no UTF-8 has: as JSON may, where an emoji was cut off."""
+    return any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def home(path: StrPath) -> str:
     """`path` with the folder that "~" or "~name" stands for.
 

@@ -16,7 +16,6 @@ import itertools
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -32,6 +31,7 @@ from eval.items import CONSENSUS, MAJORITY
 from eval.predict import read_answers
 from eval.presence import FIVE
 from eval.statistics import LEVEL, interval, patient_draws
+from scripts import machine
 
 SCHEMA = 1
 STAGES = ("learn", "critique", "second round")  # each is compared with the one before
@@ -169,19 +169,9 @@ def environment() -> dict:
     return {
         "platform": platform.system() + " " + platform.machine(),
         "cpus": os.cpu_count(),
-        "commit": _commit(),
+        "commit": machine.git("rev-parse", "HEAD"),
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def _commit() -> str | None:
-    """That of the checkout; None outside one, and where git is not installed."""
-    root = Path(__file__).resolve().parent.parent
-    try:
-        done = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict:

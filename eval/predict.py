@@ -23,7 +23,16 @@ from pathlib import Path
 
 from data import checkpoints, manifest
 from data.errors import GOES_ON, UserError, refuse_below_one, run_cli
-from data.files import append_jsonl, claimed, dump_line, read_jsonl, refuse_input, sha256_file, write_atomic
+from data.files import (
+    append_jsonl,
+    claimed,
+    dump_line,
+    half_character,
+    read_jsonl,
+    refuse_input,
+    sha256_file,
+    write_atomic,
+)
 from data.records import ALLOW_OUTSIDE, SPLITS, check_study, image_paths, read_studies, require_images, root_of
 from scripts import doctor, machine, side_by_side
 
@@ -170,11 +179,6 @@ def answer_batches(
     return new
 
 
-def half_character(text: object) -> bool:
-    """Whether a text cannot be written as UTF-8: JSON may hold half of an emoji that was cut off."""
-    return isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text)
-
-
 def read_answers(
     path,
     ids: Sequence[str],
@@ -198,7 +202,7 @@ def read_answers(
     for line, row in read_jsonl(path):
         if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not fits(row):
             raise UserError(f'{path}:{line}: a prediction needs a string "id" and {needs}; make the file again')
-        if "text" in row and half_character(row["text"]):
+        if is_text(row) and half_character(row["text"]):
             raise UserError(
                 f"{path}:{line}: the text holds half a character (a lone surrogate, \\ud800 to \\udfff); take it out"
             )

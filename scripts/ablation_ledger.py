@@ -1,12 +1,12 @@
 """The ledger of the ablation matrix: docs/results/phantom.jsonl, one line for each run that ended well."""
 
 import fcntl
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
 from data.files import append_jsonl, read_jsonl
+from scripts import machine
 from scripts.plan import ROOT
 
 LEDGER = ROOT / "docs" / "results" / "phantom.jsonl"
@@ -51,14 +51,7 @@ def append(path: Path, line: dict[str, Any]) -> bool:
 
 def commit() -> dict[str, Any]:
     """{"commit": hash or None without git, "dirty": whether any file but the matrix's own output differs from it}."""
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=False)
-        except OSError:  # it is not installed
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    head = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--", ".", *(f":(exclude){path}" for path in WRITTEN))
+    head = machine.git("rev-parse", "HEAD", root=ROOT)
+    excluded = (f":(exclude){path}" for path in WRITTEN)
+    changed = machine.git("status", "--porcelain", "--", ".", *excluded, root=ROOT)
     return {"commit": head, "dirty": None if changed is None else bool(changed)}

@@ -60,6 +60,15 @@ def package_problems(jobs: set[str] | None = None) -> tuple[list[str], list[str]
     return errors, notes
 
 
+def git(*words: str, root: Path = ROOT) -> str | None:
+    """What git says of a checkout; None outside one, and where git is not installed."""
+    try:
+        done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
 def importable(environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` with this repository first in PYTHONPATH, for a process that does not begin in it."""
     parts = [str(ROOT), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]

@@ -8,12 +8,12 @@ import json
 import os
 import shlex
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from apo.options import DEFAULTS, Options, check_model_kwargs
+from apo.options import Options, check_model_kwargs
 from apo.refusals import (
     READ_IN_SHARED_LEARN,
     STUDY_LOSSES,
@@ -262,7 +262,7 @@ def _fixed_flags(plan: Plan) -> None:
             _refuse(partial(refuse_critique_settings, reference_free=options.reference_free), settings)
         else:
             _refuse(refuse_shared_learn_settings, settings)
-            _refuse(partial(refuse_unread_options, defaults=DEFAULTS, read=READ_IN_SHARED_LEARN), options._asdict())
+            refuse_options(plan, READ_IN_SHARED_LEARN)
     elif plan.stage == "learn":
         refuse_options(plan)
     plugin = str(ROOT / "apo" / "plugin.py")
@@ -274,9 +274,12 @@ def _fixed_flags(plan: Plan) -> None:
         plan.notes.append("strict false: ms-swift replaces rows that it cannot encode by random others")
 
 
-def refuse_options(plan: Plan) -> None:
-    """Refuse options of ours in a run that reads none of them: rows one by one, or a stock loss."""
-    _refuse(partial(refuse_unread_options, defaults=DEFAULTS, read=()), apo_options(plan.settings)._asdict())
+def refuse_options(plan: Plan, read: Container[str] = ()) -> None:
+    """Refuse options of ours that a run does not read: rows one by one and a stock loss read none."""
+    try:
+        refuse_unread_options(apo_options(plan.settings), read)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def apo_options(settings: dict[str, Value]) -> Options:

@@ -6,7 +6,7 @@ import pytest
 
 from apo.forward import check_template
 from apo.loss import LOSSES
-from apo.options import DEFAULTS
+from apo.options import Options
 from apo.refusals import (
     READ_IN_SHARED_LEARN,
     STUDY_LOSSES,
@@ -90,12 +90,12 @@ def test_a_reference_of_its_own_is_for_full_tuning_alone():
 
 @pytest.mark.parametrize("name", ["cache_dir", "cache_only", "length_normalised", "reference_free", "one_look"])
 def test_options_that_nothing_would_read_are_refused(name):
-    given = DEFAULTS | {"layout": "rows", name: "other"}
+    given = Options(**{"layout": "rows", name: "other"})
     with pytest.raises(ValueError, match=f"^apo_{name}: not read by this kind of training; leave out$"):
-        refuse_unread_options(given, DEFAULTS, READ_IN_SHARED_LEARN)
+        refuse_unread_options(given, READ_IN_SHARED_LEARN)
     with pytest.raises(ValueError, match=f"^apo_layout, apo_{name}: "):
-        refuse_unread_options(given, DEFAULTS, ())
-    refuse_unread_options(DEFAULTS, DEFAULTS, ())
+        refuse_unread_options(given)
+    refuse_unread_options(Options())
 
 
 def test_only_an_adapter_may_be_trained_on_a_shared_base():
